@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# From a fresh Debian or Ubuntu host to a working checkout, and on to a verb if one is given:
+#
+#   scripts/bootstrap.sh              .venv with everything pinned; a container engine if none works
+#   scripts/bootstrap.sh VERB ...     the same, then `invoke VERB ...`
+#
+# Safe to run again: what is there is left alone. Exit code 3: something is missing on this
+# host that this script may not or cannot install; the message says what to do.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+readonly root venv="$root/.venv" lock="$root/requirements.lock"
+
+say() { printf 'bootstrap: %s\n' "$*" >&2; }
+
+die() {
+  printf 'bootstrap: error: %s\n  remedy: %s\n' "$1" "$2" >&2
+  exit 3
+}
+
+is_debian() {
+  [[ -r /etc/os-release ]] && grep -qE '^ID(_LIKE)?=.*(debian|ubuntu)' /etc/os-release
+}
+
+install_packages() {
+  say "installing from the distribution: $*"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq
+  apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# A Python that the project supports; 3.11 first, as it is the one of the default base.
+find_python() {
+  local candidate
+  for candidate in python3.11 python3.12 python3.13 python3 /usr/bin/python3; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+      2>/dev/null; then
+      printf '%s\n' "$candidate"
+      return
+    fi
+  done
+}
+
+has_venv() { "$1" -c 'import venv, ensurepip' 2>/dev/null; }
+
+ensure_python() {
+  python=$(find_python)
+  if [[ -n $python ]] && has_venv "$python"; then return; fi
+  if is_debian && ((EUID == 0)); then
+    install_packages python3 python3-venv
+    python=$(find_python)
+  fi
+  if [[ -z $python ]] || ! has_venv "$python"; then
+    die "no Python 3.11 to 3.13 with venv on this host" \
+      "install one (Debian, Ubuntu: apt-get install python3 python3-venv) and run this again"
+  fi
+}
+
+ensure_venv() {
+  local stamp wanted
+  stamp="$venv/.requirements.sha256"
+  wanted=$(sha256sum "$lock" | cut -d' ' -f1)
+  if [[ -x $venv/bin/invoke && -r $stamp && $(<"$stamp") == "$wanted" ]]; then
+    say ".venv is up to date"
+    return
+  fi
+  say "creating .venv with $("$python" --version) from requirements.lock"
+  # A .venv left half-made by an interruption is cheaper to make anew than to trust.
+  "$python" -m venv --clear "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    --require-hashes --requirement "$lock" \
+    || die "the pinned tools could not be installed" \
+      "check the proxy and index settings that 'pip config list' shows"
+  printf '%s' "$wanted" >"$stamp"
+}
+
+engine_works() {
+  buildah images --quiet >/dev/null 2>&1 || docker version >/dev/null 2>&1
+}
+
+ensure_engine() {
+  local -a packages=()
+  if engine_works; then
+    say "a container engine works: $(command -v buildah || command -v docker)"
+  else
+    packages+=(buildah crun)
+  fi
+  command -v mmdebstrap >/dev/null || packages+=(mmdebstrap)
+  command -v git >/dev/null || packages+=(git)
+  if ((${#packages[@]} == 0)); then return; fi
+  if ! is_debian; then
+    say "this is neither Debian nor Ubuntu; install yourself: ${packages[*]}"
+  elif ((EUID != 0)); then
+    say "not root; images need these packages (sudo apt-get install ${packages[*]} uidmap)"
+  else
+    install_packages "${packages[@]}"
+    engine_works || say "buildah is installed but cannot open its storage; see docs/build.md"
+  fi
+}
+
+main() {
+  ensure_python
+  ensure_venv
+  ensure_engine
+  if (($# > 0)); then
+    cd -- "$root"
+    exec "$venv/bin/invoke" "$@"
+  fi
+  say "ready: .venv/bin/invoke --list"
+}
+
+main "$@"

@@ -1,0 +1,182 @@
+"""Invoke verbs: parse, call tdstack, print. `invoke --list` shows them all."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+from tdstack import console, verbs
+from tdstack.errors import ExitCode, TdstackError
+from tdstack.stack import Request
+from tdstack.workspace import Workspace
+
+HELP = {
+    "cuda": "CUDA line: 12.4, 12.6, 12.8, 12.9, 13.0 (experimental)",
+    "triton": "distributed (default) or stock",
+    "torch": "cuda (default), cpu or none",
+    "platform": "linux/amd64 or linux/arm64",
+    "python": "Python of the image (default: the base's)",
+    "base": "rootfs (default), or an image as REF@sha256:...",
+    "wheel": "a Triton-distributed wheel: FILE, or URL#sha256=HEX",
+    "wheelhouse": "a folder or file that may supply any pinned file",
+    "engine": "auto (default), buildah or docker",
+    "output": "also write the image to this file, as an OCI archive",
+    "json": "machine-readable result on stdout",
+    "dry": "no side effects",
+}
+
+
+def verb(function: Callable[..., None]) -> Any:
+    """Make a task of `function`: errors become messages and exit codes."""
+
+    @functools.wraps(function)
+    def wrapped(c: Context, *args: Any, **kwargs: Any) -> None:
+        if "dry" in kwargs:
+            kwargs["dry"] = kwargs["dry"] or bool(c.config.run.dry)
+        try:
+            function(c, *args, **kwargs)
+        except TdstackError as error:
+            console.show_error(error)
+            if kwargs.get("json"):
+                console.emit_json(error.as_dict())
+            raise Exit(code=int(error.code)) from error
+        except KeyboardInterrupt as error:
+            console.say("interrupted; run the verb again, it resumes")
+            raise Exit(code=130) from error
+        except BrokenPipeError as error:
+            raise Exit(code=int(ExitCode.CHECK_FAILED)) from error
+
+    names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
+    helps = {name: HELP[name] for name in names if name in HELP}
+    return task(help={**helps, **getattr(function, "helps", {})})(wrapped)
+
+
+def helps(**texts: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Attach help for options that only one verb has."""
+
+    def attach(function: Callable[..., None]) -> Callable[..., None]:
+        function.helps = texts  # type: ignore[attr-defined]
+        return function
+
+    return attach
+
+
+@verb
+def plan(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    platform: str = "linux/amd64",
+    python: str = "",
+    base: str = "rootfs",
+    wheel: str = "",
+    wheelhouse: str = "",
+    engine: str = "auto",
+    json: bool = False,
+) -> None:
+    """Show what a build would hold, and where each layer would come from."""
+    request = Request(cuda, triton, torch, platform, python or None, base)
+    workspace = Workspace.here(wheelhouse)
+    verbs.plan(workspace, request, wheel=wheel, engine=engine, as_json=json)
+
+
+@verb
+@helps(
+    upgrade="move pins to the newest that images/versions.toml admits",
+    only="with --upgrade: python or base",
+    check="fail when versions.lock does not answer images/versions.toml",
+)
+def lock(
+    c: Context, upgrade: bool = False, only: str = "", check: bool = False, dry: bool = False
+) -> None:
+    """Resolve images/versions.toml into versions.lock."""
+    verbs.lock(Workspace.here(), upgrade=upgrade, only=only, check=check, dry=dry)
+
+
+@verb
+def fetch(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    platform: str = "linux/amd64",
+    python: str = "",
+    base: str = "rootfs",
+    wheel: str = "",
+    wheelhouse: str = "",
+    json: bool = False,
+    dry: bool = False,
+) -> None:
+    """Download every file of the plan, by hash, into the store."""
+    request = Request(cuda, triton, torch, platform, python or None, base)
+    verbs.fetch(Workspace.here(wheelhouse), request, wheel=wheel, as_json=json, dry=dry)
+
+
+@verb
+def build(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    platform: str = "linux/amd64",
+    python: str = "",
+    base: str = "rootfs",
+    wheel: str = "",
+    wheelhouse: str = "",
+    engine: str = "auto",
+    output: str = "",
+    json: bool = False,
+    dry: bool = False,
+) -> None:
+    """Build the image; layers that are there already are not built again."""
+    request = Request(cuda, triton, torch, platform, python or None, base)
+    workspace = Workspace.here(wheelhouse)
+    verbs.build(
+        workspace, request, wheel=wheel, engine=engine, output=output, as_json=json, dry=dry
+    )
+
+
+@verb
+def quickstart(
+    c: Context,
+    cuda: str = "12.4",
+    torch: str = "cuda",
+    engine: str = "auto",
+    wheelhouse: str = "",
+    json: bool = False,
+) -> None:
+    """Plan, fetch, build the stock flavour, compile a kernel in it, verify it."""
+    from tdstack.quickstart import quickstart as run
+
+    request = Request(cuda=cuda, triton="stock", torch=torch)
+    run(Workspace.here(wheelhouse), request, engine=engine, as_json=json)
+
+
+@verb
+@helps(fix="let ruff mend what it can")
+def lint(c: Context, fix: bool = False) -> None:
+    """Run ruff, mypy --strict, shellcheck and hadolint."""
+    from tdstack.lint import lint as run
+
+    run(Workspace.here().root, fix=fix)
+
+
+@task(help={"k": "only tests whose name matches", "all": "the full CUDA build too (7 GB)"})
+def test(c: Context, k: str = "", all: bool = False) -> None:
+    """Run pytest; its exit status is the verb's."""
+    import pytest
+
+    arguments = ["tests", "kernels/tests", *(["-k", k] if k else [])]
+    arguments += [] if all else ["-m", "not full"]
+    raise Exit(code=1 if pytest.main(arguments) else 0)
+
+
+# Without this a closed stdout would end in a traceback instead of a plain exit.
+sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

@@ -1,0 +1,112 @@
+"""What tdstack asks of a container engine, and the values that pass between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from tdstack.assemble.image import Image
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether an engine can be used here, and why or why not."""
+
+    name: str
+    usable: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image in an engine's store. `size` is in bytes, as the engine reports it."""
+
+    id: str
+    digest: str
+    labels: Mapping[str, str]
+    diff_ids: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A host folder made visible in a container."""
+
+    source: Path
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a command in a container ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """A command in a container. The network is always off."""
+
+    ref: str
+    command: Sequence[str]
+    mounts: Sequence[Mount] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    user: str = "0:0"
+    limit_s: float = 900
+
+
+class Engine(Protocol):
+    """A container engine."""
+
+    name: str
+
+    def describe(self) -> str:
+        """Return name and version."""
+        ...
+
+    def storage(self) -> Path | None:
+        """Return the folder of the engine's store, where it is on this host."""
+        ...
+
+    def image(self, ref: str) -> StoredImage | None:
+        """Return the image called `ref`, or None."""
+        ...
+
+    def load(self, layout: Path, image: Image, ref: str) -> None:
+        """Take an image over under the name `ref`.
+
+        `layout` is an OCI image layout; blobs of layers that the engine holds already may be
+        absent from it. Raises: HostError when the engine refuses.
+        """
+        ...
+
+    def tag(self, ref: str, name: str) -> None:
+        """Give the image `ref` a further name."""
+        ...
+
+    def untag(self, ref: str) -> None:
+        """Remove a name, and the image with it when it was the last one; absence is fine."""
+        ...
+
+    def pull(self, ref: str) -> str:
+        """Bring `ref` from its registry; return it as name@digest.
+
+        Raises: UpstreamError when it cannot be read.
+        """
+        ...
+
+    def export(self, ref: str, layout: Path) -> Image:
+        """Write the image into the OCI layout, layers uncompressed; return its description."""
+        ...
+
+    def run(self, request: RunRequest) -> RunResult:
+        """Run a command in a throw-away container, without a network.
+
+        Raises: HostError when the container cannot be started; TimeLimitError past its limit.
+        """
+        ...

@@ -1,0 +1,144 @@
+"""buildah: no daemon; root, or rootless with subordinate ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from subprocess import CompletedProcess
+
+from tdstack.assemble.image import Image, write_layout
+from tdstack.engines.base import Probe, RunRequest, RunResult, StoredImage
+from tdstack.engines.export import read_layout
+from tdstack.errors import HostError, UpstreamError
+from tdstack.process import last_words, run
+
+REMEDY = "run scripts/bootstrap.sh as root, or choose another engine with --engine"
+
+
+class Buildah:
+    """The store and the containers of buildah."""
+
+    name = "buildah"
+
+    @staticmethod
+    def probe() -> Probe:
+        """Try it: a version proves nothing where storage cannot be opened."""
+        if not shutil.which("buildah"):
+            return Probe("buildah", False, "not on PATH")
+        done = run(["buildah", "images", "--quiet"], limit_s=60)
+        if done.returncode:
+            return Probe("buildah", False, f"cannot open its storage: {last_words(done, 2)}")
+        version = run(["buildah", "--version"]).stdout.split()[2]
+        return Probe("buildah", True, f"{version}, no daemon needed")
+
+    def describe(self) -> str:
+        """Return name and version."""
+        return " ".join(run(["buildah", "--version"]).stdout.split()[:3])
+
+    def storage(self) -> Path | None:
+        """Return the folder of the store."""
+        done = run(["buildah", "info", "--format", "{{.store.GraphRoot}}"])
+        return Path(done.stdout.strip()) if done.returncode == 0 else None
+
+    def image(self, ref: str) -> StoredImage | None:
+        """Return the image called `ref`, or None."""
+        done = run(["buildah", "inspect", "--type", "image", ref])
+        if done.returncode:
+            return None
+        data = json.loads(done.stdout)
+        config = data["OCIv1"]
+        return StoredImage(
+            id=data["FromImageID"],
+            digest=data["FromImageDigest"],
+            labels=config["config"].get("Labels") or {},
+            diff_ids=tuple(config["rootfs"]["diff_ids"]),
+            size=sum(layer["size"] for layer in json.loads(data["Manifest"]).get("layers", [])),
+        )
+
+    def load(self, layout: Path, image: Image, ref: str) -> None:
+        """Take an image over under the name `ref`."""
+        write_layout(image, layout, ref)
+        # buildah names what it pulls from a layout after the folder; the name is ours alone
+        # for the moment it exists, so that two builds cannot take it from each other.
+        alias = f"tdstack-load-{uuid.uuid4().hex[:12]}"
+        link = layout.parent / alias
+        link.symlink_to(layout.name)
+        try:
+            self._must(run(["buildah", "pull", "--quiet", f"oci:{alias}"], cwd=layout.parent))
+            self._must(run(["buildah", "tag", image.id, ref]))
+        finally:
+            link.unlink()
+            run(["buildah", "rmi", f"localhost/{alias}:latest"])
+
+    def tag(self, ref: str, name: str) -> None:
+        """Give the image `ref` a further name."""
+        self._must(run(["buildah", "tag", ref, name]))
+
+    def untag(self, ref: str) -> None:
+        """Remove a name; absence is fine."""
+        run(["buildah", "rmi", ref])
+
+    def pull(self, ref: str) -> str:
+        """Bring `ref` from its registry."""
+        done = run(["buildah", "pull", "--quiet", ref])
+        if done.returncode:
+            raise UpstreamError(
+                f"the image {ref} cannot be read",
+                where="--base",
+                got=last_words(done, 4),
+                remedy="check the name, the registry and your credentials",
+            )
+        stored = self.image(ref)
+        assert stored is not None
+        return f"{ref.split('@')[0]}@{stored.digest}"
+
+    def export(self, ref: str, layout: Path) -> Image:
+        """Write the image into the OCI layout, layers uncompressed."""
+        self._must(run(["buildah", "push", "--quiet", "-D", ref, f"oci:{layout}:export"]))
+        return read_layout(layout)
+
+    def run(self, request: RunRequest) -> RunResult:
+        """Run a command in a throw-away container, without a network."""
+        container = f"tdstack-{uuid.uuid4().hex[:12]}"
+        self._must(run(["buildah", "from", "--pull-never", "--name", container, request.ref]))
+        try:
+            done = run(run_command(container, request, os.geteuid() == 0), limit_s=request.limit_s)
+        finally:
+            run(["buildah", "rm", container])
+        return RunResult(done.returncode, done.stdout, done.stderr)
+
+    @staticmethod
+    def _must(done: CompletedProcess[str]) -> None:
+        if done.returncode == 0:
+            return
+        words = last_words(done, 6)
+        full = "no space left" in words.lower()
+        raise HostError(
+            "the disk of buildah's store is full" if full else "buildah refused",
+            where=" ".join(done.args[:3]),
+            got=words,
+            remedy="free some space and run the verb again; it resumes" if full else REMEDY,
+        )
+
+
+def run_command(container: str, request: RunRequest, root: bool) -> Sequence[str]:
+    """Render a run request as buildah's command line. Pure.
+
+    Chroot isolation works in containers and on every cgroup layout, but shares the host's
+    network; as root a network namespace without any interface takes it away.
+    """
+    if root:
+        command = ["unshare", "--net", "buildah", "run", "--isolation", "chroot"]
+    else:
+        command = ["buildah", "run", "--isolation", "rootless", "--network", "none"]
+    command += ["--user", request.user]
+    for name, value in sorted(request.env.items()):
+        command += ["--env", f"{name}={value}"]
+    for mount in request.mounts:
+        mode = "rw" if mount.writable else "ro"
+        command += ["--volume", f"{mount.source}:{mount.target}:{mode}"]
+    return [*command, container, "--", *request.command]

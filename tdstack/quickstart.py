@@ -1,0 +1,79 @@
+"""`invoke quickstart`: the whole way once, with what this host can reach, no GPU needed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tdstack.console import Stopwatch, emit_json, megabytes, say, table
+from tdstack.engines.base import Engine, RunRequest
+from tdstack.engines.choose import choose_engine
+from tdstack.errors import CheckFailed
+from tdstack.plan import PREFIX
+from tdstack.stack import Request
+from tdstack.verbs import build, fetch, plan, verify_image
+from tdstack.workspace import Workspace
+
+
+def quickstart(
+    workspace: Workspace, request: Request, *, engine: str, as_json: bool
+) -> dict[str, object]:
+    """Plan, fetch, build, compile one kernel inside, verify; return the summary.
+
+    Raises: what the steps raise; CheckFailed when a kernel does not compile.
+    """
+    watch = Stopwatch()
+    with watch.step("plan"):
+        made = plan(workspace, request, wheel="", engine=engine, as_json=False)
+    with watch.step("fetch"):
+        fetch(workspace, request, wheel="", as_json=False, dry=False)
+    with watch.step("build"):
+        report = build(
+            workspace, request, wheel="", engine=engine, output="", as_json=False, dry=False
+        )
+    assert report is not None
+    chosen = choose_engine(engine).engine
+    with watch.step("compile"):
+        cubins = compile_one(chosen, report.ref, list(made.stack.line.archs))
+    with watch.step("verify"):
+        findings = verify_image(chosen, report.ref)
+    summary: dict[str, object] = {
+        **report.as_dict(),
+        "cubins": cubins,
+        "verify": findings,
+        "steps_s": {name: round(seconds, 2) for name, seconds in watch.seconds.items()},
+    }
+    if as_json:
+        emit_json(summary)
+    table(
+        "kernels compiled inside the image, without a GPU",
+        ["arch", "variant", "size", "shared memory", "ptxas"],
+        [
+            [c["arch"], c["name"], f"{c['size']} B", f"{c['shared']} B", c["ptxas_version"]]
+            for c in cubins
+        ],
+    )
+    table("tdstack-verify", ["check", "finding"], [[str(f["check"]), str(f["detail"])] for f in findings])
+    table("steps", ["step", "seconds"], [[n, f"{s:.1f}"] for n, s in watch.seconds.items()])
+    size = sum(layer.size for layer in report.layers)
+    say(f"done: {report.ref}, {megabytes(size)}, {len(cubins)} cubins, {len(findings)} checks passed")
+    return summary
+
+
+def compile_one(engine: Engine, ref: str, archs: list[str]) -> list[dict[str, Any]]:
+    """Compile one kernel variant for every arch of the line inside the image.
+
+    Raises: CheckFailed with the compiler's words.
+    """
+    archs_given = [word for arch in archs for word in ("--arch", arch)]
+    command = [f"/{PREFIX}/bin/python", "-m", "gemm_allreduce.compile", "--quick", "--json"]
+    done = engine.run(
+        RunRequest(ref, [*command, "--out", "/tmp/cubins", *archs_given], user="12345:0")
+    )
+    if done.status:
+        raise CheckFailed(
+            "a kernel did not compile inside the image", where=ref, got=done.stderr[-1500:]
+        )
+    manifest: dict[str, Any] = json.loads(done.stdout)
+    cubins: list[dict[str, Any]] = manifest["cubins"]
+    return cubins

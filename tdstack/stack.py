@@ -1,0 +1,225 @@
+"""Lock and wishes -> the stack: exactly which packages, in which layer. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, TypeVar
+
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import parse_wheel_filename
+
+from tdstack.errors import UsageError
+from tdstack.lock.model import (
+    LayerName,
+    Lock,
+    LockedFile,
+    LockedLine,
+    LockedRootfs,
+    Platform,
+    PythonMinor,
+    TorchVariant,
+)
+
+T = TypeVar("T", bound=str)
+Flavour = Literal["distributed", "stock"]
+FLAVOURS: tuple[Flavour, ...] = ("distributed", "stock")
+TORCH_VARIANTS: tuple[TorchVariant, ...] = ("cuda", "cpu", "none")
+PLATFORMS: tuple[Platform, ...] = ("linux/amd64", "linux/arm64")
+MACHINE: dict[Platform, str] = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
+# Every layer stands on what changes less often: a CUDA line differs from its siblings in the
+# last two layers only, so four lines share one torch layer, on disk and in a registry.
+LAYER_ORDER: tuple[LayerName, ...] = ("base", "torch", "nvshmem", "triton", "cuda", "kernels")
+# Images that are no rootfs of ours: wheels must run on glibc as old as Ubuntu 22.04's.
+GLIBC_OF_OTHER_BASES = "2.35"
+
+
+@dataclass(frozen=True)
+class ForkWheel:
+    """Triton-distributed as one file, as it is installed: name `triton`, a local version."""
+
+    file: LockedFile
+    version: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, checked against nothing yet."""
+
+    cuda: str = "12.4"
+    triton: str = "distributed"
+    torch: str = "cuda"
+    platform: str = "linux/amd64"
+    python: str | None = None
+    base: str = "rootfs"
+    fork: ForkWheel | None = None
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package of the stack. `file` is None while Triton-distributed is not acquired."""
+
+    name: str
+    version: str
+    file: LockedFile | None
+    origin: Literal["index", "wheel", "commit"]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One CUDA line, one flavour, one target: every package of it."""
+
+    cuda: str
+    line: LockedLine
+    flavour: Flavour
+    torch: TorchVariant
+    platform: Platform
+    python: PythonMinor
+    base: str
+    rootfs: LockedRootfs | None
+    packages: dict[LayerName, tuple[Package, ...]]
+
+    def all_packages(self) -> Iterator[Package]:
+        """Yield the packages in layer order."""
+        for layer in LAYER_ORDER:
+            yield from self.packages.get(layer, ())
+
+
+def make_stack(lock: Lock, request: Request) -> Stack:
+    """Select the stack that `request` names out of the lock.
+
+    Raises: UsageError for a line, flavour, variant, platform or Python that the lock does
+    not hold, naming the ones it holds.
+    """
+    line = lock.lines.get(request.cuda)
+    if line is None:
+        raise UsageError(
+            f"unknown CUDA line {request.cuda!r}",
+            where="--cuda",
+            expected=", ".join(sorted(lock.lines, key=_numbers)),
+        )
+    flavour = _one_of(request.triton, FLAVOURS, "--triton")
+    torch = _one_of(request.torch, TORCH_VARIANTS, "--torch")
+    platform = _one_of(request.platform, PLATFORMS, "--platform")
+    rootfs = _rootfs(lock, request.base, platform)
+    python = request.python or (rootfs.python if rootfs else "3.12")
+    if rootfs and python != rootfs.python:
+        raise UsageError(
+            f"the rootfs base has Python {rootfs.python}, not {python}",
+            where="--python",
+            remedy="leave --python out, or name an image that has it with --base REF@sha256:...",
+        )
+    found = [c for c in lock.closures if (c.set, c.torch) == (line.set, torch)]
+    closure = next((c for c in found if (c.python, c.platform) == (python, platform)), None)
+    if closure is None:
+        held = sorted({f"--torch {torch} --python {c.python} --platform {c.platform}" for c in found})
+        raise UsageError(
+            f"the lock holds no {line.set} set for torch {torch}, Python {python} on {platform}",
+            where="versions.lock: closures",
+            expected="; ".join(held) or "another --torch (cuda, none)",
+        )
+    glibc = rootfs.glibc if rootfs else GLIBC_OF_OTHER_BASES
+    packages: dict[LayerName, tuple[Package, ...]] = {}
+    for layer, refs in [*closure.layers.items(), ("cuda", line.toolkit[platform])]:
+        packages[layer] = tuple(_package(lock, ref, python, platform, glibc) for ref in refs)
+    _check_missing(closure.missing, flavour, python, platform)
+    if flavour == "distributed":
+        packages["triton"] = _with_fork(lock, line, request, packages.get("triton", ()))
+    return Stack(
+        request.cuda, line, flavour, torch, platform, python, request.base, rootfs, packages
+    )
+
+
+def _with_fork(
+    lock: Lock, line: LockedLine, request: Request, stock: tuple[Package, ...]
+) -> tuple[Package, ...]:
+    pinned = lock.triton_distributed
+    if line.set not in pinned.sets:
+        raise UsageError(
+            f"Triton-distributed does not exist for CUDA {request.cuda}",
+            where="--triton distributed",
+            expected=line.experimental,
+            remedy="ask for --triton stock, or for a CUDA 12 line",
+        )
+    if request.fork:
+        fork = Package("triton", request.fork.version, request.fork.file, "wheel")
+    else:
+        version = f"{pinned.base_version}+dist.{pinned.commit[:8]}"
+        fork = Package("triton", version, None, "commit")
+    return (*(p for p in stock if p.name != "triton"), fork)
+
+
+def _check_missing(
+    missing: list[str], flavour: Flavour, python: PythonMinor, platform: Platform
+) -> None:
+    lacking = [m for m in missing if not (flavour == "distributed" and m.startswith("triton"))]
+    if lacking:
+        raise UsageError(
+            f"{', '.join(lacking)} has no wheel for Python {python} on {platform}",
+            where="versions.lock: closures",
+            remedy="use --triton distributed with --wheel FILE, or --platform linux/amd64",
+        )
+
+
+def _rootfs(lock: Lock, base: str, platform: Platform) -> LockedRootfs | None:
+    if base != "rootfs":
+        return None
+    if platform not in lock.rootfs:
+        raise UsageError(
+            f"the lock holds no root file system for {platform}",
+            where="versions.lock: rootfs",
+            expected=", ".join(sorted(lock.rootfs)),
+            remedy="name an image of that platform with --base REF@sha256:...",
+        )
+    return lock.rootfs[platform]
+
+
+def _package(lock: Lock, ref: str, python: str, platform: Platform, glibc: str) -> Package:
+    name, version = ref.split("==")
+    return Package(name, version, best_wheel(ref, lock.packages[ref], python, platform, glibc), "index")
+
+
+def best_wheel(
+    ref: str, files: list[LockedFile], python: str, platform: Platform, glibc: str
+) -> LockedFile:
+    """Return the wheel that an installer would choose for the target.
+
+    Raises: UsageError when none fits.
+    """
+    rank = _tag_ranks(python, platform, glibc)
+    ranked = [(parse_wheel_filename(file.name)[3] & rank.keys(), file) for file in files]
+    fitting = [(min(rank[t] for t in tags), file.name, file) for tags, file in ranked if tags]
+    if not fitting:
+        raise UsageError(
+            f"no wheel of {ref} runs on Python {python}, {platform}, glibc {glibc}",
+            where="versions.lock: packages",
+            got=", ".join(file.name for file in files),
+        )
+    return min(fitting)[2]
+
+
+@lru_cache(maxsize=16)
+def _tag_ranks(python: str, platform: Platform, glibc: str) -> dict[Tag, int]:
+    version = _numbers(python)
+    machine = MACHINE[platform]
+    minors = range(_numbers(glibc)[1], 4, -1)
+    platforms = [f"manylinux_2_{minor}_{machine}" for minor in minors]
+    platforms += [f"{old}_{machine}" for old in ("manylinux2014", "manylinux2010", "manylinux1")]
+    platforms.append(f"linux_{machine}")
+    abi = f"cp{python.replace('.', '')}"
+    tags = [*cpython_tags(version, [abi], platforms)]
+    tags += compatible_tags(version, abi, platforms)
+    return {tag: position for position, tag in reversed(list(enumerate(tags)))}
+
+
+def _one_of(value: str, valid: tuple[T, ...], where: str) -> T:
+    for candidate in valid:
+        if candidate == value:
+            return candidate
+    raise UsageError(f"unknown value {value!r}", where=where, expected=", ".join(valid))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))

@@ -1,0 +1,214 @@
+"""The verbs, as functions: what each Invoke task calls and returns as data."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from tdstack.build import Builder, BuildReport, present_layers
+from tdstack.console import emit_json, megabytes, say, table, warn
+from tdstack.engines.base import Engine, RunRequest
+from tdstack.engines.choose import choose_engine
+from tdstack.errors import CheckFailed, HostError, IntegrityError, UsageError
+from tdstack.lock.io import load_lock, write_lock
+from tdstack.lock.update import PARTS, check_lock, update_lock
+from tdstack.plan import PREFIX, Plan
+from tdstack.stack import Request
+from tdstack.triton_distributed import build_from_commit
+from tdstack.workspace import Workspace
+
+
+def lock(workspace: Workspace, *, upgrade: bool, only: str, check: bool, dry: bool) -> None:
+    """Resolve images/versions.toml into versions.lock, or check that it was."""
+    if check:
+        check_lock(workspace.root)
+        say("versions.lock answers images/versions.toml")
+        return
+    if only and only not in PARTS:
+        raise UsageError(f"unknown part {only!r}", where="--only", expected=", ".join(PARTS))
+    moved = ([only] if only else list(PARTS)) if upgrade else []
+    new = update_lock(workspace.root, upgrade=moved, fetch_debs=workspace.fetch_debs, say=say)
+    if dry:
+        say("dry run: versions.lock is left alone")
+    elif write_lock(workspace.root, new):
+        say(f"wrote versions.lock: {len(new.packages)} packages, {len(new.closures)} closures")
+    else:
+        say("versions.lock is up to date")
+
+
+def plan(
+    workspace: Workspace, request: Request, *, wheel: str, engine: str, as_json: bool
+) -> Plan:
+    """Show what a build would do and where each layer would come from."""
+    made = workspace.plan(request, wheel)
+    origin = _origins(made, engine)
+    if as_json:
+        data = made.as_dict()
+        layers = data["layers"]
+        assert isinstance(layers, list)
+        for layer, place in zip(layers, origin, strict=True):
+            layer["from"] = place
+        emit_json(data)
+        return made
+    _experimental(made)
+    rows = []
+    for layer, place in zip(made.layers, origin, strict=True):
+        rows.append([layer.name, "", f"from {place}", "", layer.key[:20]])
+        if layer.name == "base" and made.stack.rootfs:
+            rootfs = made.stack.rootfs
+            debs = f"{len(rootfs.packages)} Debian packages"
+            size = megabytes(rootfs.tar.size)
+            rows.append(["", f"rootfs {rootfs.suite}", debs, size, rootfs.tar.sha256[:12]])
+        for package in layer.packages:
+            file = package.file
+            where = package.origin if file else f"{package.origin}: not acquired yet"
+            digest, size = (file.sha256[:12], megabytes(file.size)) if file else ("", "")
+            rows.append(["", f"{package.name} {package.version}", where, size, digest])
+    title = f"CUDA {made.stack.cuda}, Triton {made.stack.flavour}, torch {made.stack.torch}, "
+    title += f"Python {made.stack.python}, {made.stack.platform}, base {made.stack.base}"
+    table(title, ["layer", "package", "source", "size", "key / sha256"], rows)
+    say(f"image: {made.final.tags[0]}")
+    return made
+
+
+def fetch(workspace: Workspace, request: Request, *, wheel: str, as_json: bool, dry: bool) -> None:
+    """Bring every file of the plan into the store."""
+    made = acquired(workspace, request, wheel, dry=dry)
+    files = made.files
+    if dry:
+        absent = [f for f in files if not workspace.store.has(f)]
+        say(f"dry run: {len(absent)} of {len(files)} files to fetch, "
+            f"{megabytes(sum(f.size for f in absent))}")
+        return
+    begin = time.monotonic()
+    absent = workspace.verify_present(files)
+    done = workspace.fetch(absent)
+    report = {
+        "files": len(files),
+        "already": len(files) - len(absent),
+        "downloaded_bytes": done.downloaded_bytes,
+        "seconds": round(time.monotonic() - begin, 2),
+        "store": str(workspace.store.root),
+    }
+    if as_json:
+        emit_json(report)
+    say(f"{len(files)} files in the store, {len(absent)} fetched")
+
+
+def build(
+    workspace: Workspace,
+    request: Request,
+    *,
+    wheel: str,
+    engine: str,
+    output: str,
+    as_json: bool,
+    dry: bool,
+) -> BuildReport | None:
+    """Build the image; return the report, or None for a dry run."""
+    if dry:
+        plan(workspace, request, wheel=wheel, engine=engine, as_json=as_json)
+        return None
+    choice = choose_engine(engine)
+    say(f"engine: {choice.reason}")
+    request = pinned_base(choice.engine, request)
+    made = acquired(workspace, request, wheel, dry=False)
+    _experimental(made)
+    builder = Builder(made, choice.engine, workspace.store, workspace.root, say)
+    report = builder.build(
+        lambda files: _ignore(workspace.fetch(files)), Path(output) if output else None
+    )
+    if as_json:
+        emit_json(report.as_dict())
+    show_report(report)
+    return report
+
+
+def verify_image(engine: Engine, ref: str) -> list[Mapping[str, object]]:
+    """Run tdstack-verify in the image as an arbitrary user of group 0; return its findings.
+
+    Raises: CheckFailed, or IntegrityError when bytes differ, with every finding.
+    """
+    command = [f"/{PREFIX}/bin/tdstack-verify", "--json"]
+    done = engine.run(RunRequest(ref, command, user="12345:0"))
+    try:
+        report = json.loads(done.stdout)
+    except ValueError as error:
+        raise CheckFailed(
+            "tdstack-verify gave no report", where=ref, got=(done.stderr or done.stdout)[-600:]
+        ) from error
+    findings: list[Mapping[str, object]] = report["findings"]
+    bad = [f for f in findings if not f["ok"]]
+    if bad or done.status:
+        kind = IntegrityError if done.status == 4 else CheckFailed
+        raise kind(
+            "the image does not hold what its lock slice says",
+            where=ref,
+            got="; ".join(f"{f['check']}: {f['detail']}" for f in bad),
+            remedy="build it again from a clean store",
+        )
+    return findings
+
+
+def acquired(workspace: Workspace, request: Request, wheel: str, *, dry: bool) -> Plan:
+    """Return a plan whose every file is known, building Triton-distributed if need be."""
+    made = workspace.plan(request, wheel)
+    if all(p.file for p in made.stack.all_packages()) or dry:
+        return made
+    pinned = load_lock(workspace.root)[0].triton_distributed
+    say(f"Triton-distributed: no wheel given, building {pinned.repository} at {pinned.commit[:12]}")
+    build_from_commit(pinned, workspace.store)
+    return workspace.plan(request, wheel)
+
+
+def pinned_base(engine: Engine, request: Request) -> Request:
+    """Bring a base image into the engine and return the request with its digest."""
+    if request.base == "rootfs":
+        return request
+    if "@sha256:" in request.base and engine.image(request.base):
+        return request
+    pinned = engine.pull(request.base)
+    if pinned != request.base:
+        say(f"base: {request.base} is {pinned}; name it so to build the same again")
+    return replace(request, base=pinned)
+
+
+def show_report(report: BuildReport) -> None:
+    """Print layers, sizes and times for people."""
+    rows = [
+        [
+            layer.name,
+            layer.source,
+            megabytes(layer.size),
+            megabytes(layer.budget),
+            str(len(layer.parts)),
+            layer.key[:20],
+        ]
+        for layer in report.layers
+    ]
+    title = f"{report.ref} ({report.engine})"
+    table(title, ["layer", "from", "size", "budget", "parts", "key"], rows)
+    total = sum(layer.size for layer in report.layers)
+    times = ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items())
+    say(f"image id {report.image_id[:12]}, {megabytes(total)} unpacked" + (f"; {times}" if times else ""))
+
+
+def _origins(made: Plan, engine: str) -> list[str]:
+    try:
+        present = present_layers(made, choose_engine(engine).engine)
+    except HostError:
+        present = 0  # a plan needs no engine
+    return ["local" if n < present else "build" for n in range(len(made.layers))]
+
+
+def _experimental(made: Plan) -> None:
+    if made.stack.line.experimental:
+        warn(f"CUDA {made.stack.cuda} is experimental: {made.stack.line.experimental}")
+
+
+def _ignore(_: object) -> None:
+    return None
+

@@ -1,0 +1,1 @@
+"""Files from outside: fetched once, by hash, into a content-addressed store."""

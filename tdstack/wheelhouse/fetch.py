@@ -1,0 +1,190 @@
+"""Fetch files into the store: in parallel, resumed where a download broke off, by hash."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Protocol
+
+import requests
+
+from tdstack.errors import HostError, IntegrityError, UpstreamError
+from tdstack.lock.model import LockedDeb, LockedFile
+from tdstack.wheelhouse.sources import TIMEOUT_S, Place, Sources
+from tdstack.wheelhouse.store import Store
+
+CHUNK = 1 << 20
+RETRIES = 4
+WORKERS = 6
+
+
+class Progress(Protocol):
+    """What a fetch tells about itself."""
+
+    def start(self, file: LockedFile, done: int) -> None: ...
+    def advance(self, file: LockedFile, amount: int) -> None: ...
+    def finish(self, file: LockedFile, origin: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch did. Sizes are in bytes."""
+
+    files: int
+    already: int
+    downloaded_bytes: int
+
+
+def fetch(
+    files: Iterable[LockedFile], store: Store, sources: Sources, progress: Progress
+) -> Fetched:
+    """Bring every file into the store.
+
+    Raises: IntegrityError for a file whose bytes differ (it is quarantined, the rest is
+    kept); UpstreamError for a file that no place has; HostError when the disk is full.
+    """
+    wanted = sorted({f.sha256: f for f in files}.values(), key=lambda f: -f.size)
+    missing = [f for f in wanted if not store.has(f)]
+    _check_space(missing, store)
+    pool = ThreadPoolExecutor(WORKERS)
+    futures = [pool.submit(_fetch_one, f, store, sources, progress) for f in missing]
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+        # One bad file must not cost the rest: what runs is let finish, what waits is dropped.
+        failed = [f for f in futures if f.done() and f.exception()]
+        if failed:
+            for future in futures:
+                future.cancel()
+        pool.shutdown(wait=True)
+        for future in futures:
+            if not future.cancelled():
+                future.result()
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    return Fetched(len(wanted), len(wanted) - len(missing), sum(f.size for f in missing))
+
+
+def _check_space(missing: Sequence[LockedFile], store: Store) -> None:
+    need = sum(f.size - _size(store, f) for f in missing)
+    free = shutil.disk_usage(store.root).free
+    if need > free:
+        raise HostError(
+            "not enough disk space for the files to fetch",
+            where=str(store.root),
+            expected=f"{need / 1e9:.1f} GB free",
+            got=f"{free / 1e9:.1f} GB free",
+            remedy="free some space, or set TDSTACK_CACHE to a folder on a larger disk",
+        )
+
+
+def _size(store: Store, file: LockedFile) -> int:
+    partial = store.partial(file)
+    return partial.stat().st_size if partial.exists() else 0
+
+
+def _fetch_one(file: LockedFile, store: Store, sources: Sources, progress: Progress) -> None:
+    with store.locked(file.sha256):
+        if store.has(file):  # another process was faster
+            return
+        tried: list[str] = []
+        bad: IntegrityError | None = None
+        for place in sources.places(file):
+            try:
+                _take(file, place, store, sources.session, progress)
+            except IntegrityError as error:
+                bad = error
+            except UpstreamError as error:
+                tried.append(f"{place}: {error.got}")
+            else:
+                progress.finish(file, str(place))
+                return
+        raise bad or _nowhere(file, tried)
+
+
+def _nowhere(file: LockedFile, tried: Sequence[str]) -> UpstreamError:
+    if isinstance(file, LockedDeb):
+        remedy = (
+            "set TDSTACK_DEBIAN_MIRRORS to a Debian mirror (a snapshot archive keeps superseded "
+            "files), or run `invoke lock --upgrade --only base`"
+        )
+    else:
+        remedy = (
+            "add the index that has it to pip's configuration (extra-index-url), or put the "
+            "file into a folder and name it with --wheelhouse"
+        )
+    return UpstreamError(
+        f"{file.name} was found nowhere",
+        where="; ".join(tried) or "no configured place lists it",
+        expected=f"sha256 {file.sha256}",
+        remedy=remedy,
+    )
+
+
+def _take(
+    file: LockedFile,
+    place: Place,
+    store: Store,
+    session: requests.Session,
+    progress: Progress,
+) -> None:
+    if place.path is not None:
+        progress.start(file, 0)
+        store.admit(place.path, file, origin=str(place), move=False)
+        progress.advance(file, file.size)
+        return
+    for attempt in range(RETRIES):
+        try:
+            _download(file, place, store, session, progress)
+            break
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            if attempt == RETRIES - 1:
+                raise UpstreamError("download failed", got=str(error)[:200]) from error
+            time.sleep(0.5 * 2**attempt)
+    store.admit(store.partial(file), file, origin=str(place), move=True)
+
+
+def _download(
+    file: LockedFile,
+    place: Place,
+    store: Store,
+    session: requests.Session,
+    progress: Progress,
+) -> None:
+    partial = store.partial(file)
+    have = _size(store, file)
+    if have > file.size:  # not a prefix of this file
+        partial.unlink()
+        have = 0
+    if have == file.size:
+        return
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    # Without this a server may compress on the fly, and ranges then count other bytes.
+    headers["Accept-Encoding"] = "identity"
+    with session.get(place.url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
+        if answer.status_code >= 500:
+            raise requests.ConnectionError(f"HTTP {answer.status_code}")
+        if answer.status_code >= 400:
+            raise UpstreamError("refused", got=f"HTTP {answer.status_code}")
+        if have and answer.status_code != 206:  # the server ignores ranges
+            have = 0
+        progress.start(file, have)
+        try:
+            with partial.open("ab" if have else "wb") as out:
+                for chunk in answer.iter_content(CHUNK):
+                    out.write(chunk)
+                    progress.advance(file, len(chunk))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise HostError(
+                    "the disk is full",
+                    where=str(partial),
+                    remedy="free some space and run the verb again; it resumes",
+                ) from error
+            raise
+    if _size(store, file) < file.size:
+        raise requests.ConnectionError("the connection closed early")

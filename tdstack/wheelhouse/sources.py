@@ -1,0 +1,122 @@
+"""Where a file may come from: local folders, the host's pip indexes, the host's Debian mirrors.
+
+The lock names no address. Every address used here comes from the host's own configuration,
+so proxies, mirrors, credentials and certificate authorities need no second setting.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import requests
+from packaging.utils import canonicalize_name
+from pypi_simple import NoSuchProjectError, PyPISimple, UnsupportedContentTypeError
+
+from tdstack.errors import UpstreamError
+from tdstack.lock.model import LockedDeb, LockedFile
+from tdstack.pipconf import PipConfig
+from tdstack.process import run
+
+TIMEOUT_S = (20, 60)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place that may hold a file: a path on this host, or an address."""
+
+    path: Path | None = None
+    url: str = ""
+
+    def __str__(self) -> str:
+        return str(self.path) if self.path else _without_credentials(self.url)
+
+
+class Sources:
+    """Finds the places of a file, nearest first."""
+
+    def __init__(self, pip: PipConfig, folders: Sequence[Path] = ()) -> None:
+        self._pip = pip
+        self._folders = [*folders, *(p for link in pip.find_links if (p := _local(link)))]
+        self.session = requests.Session()
+        if pip.certificate:
+            self.session.verify = pip.certificate
+        self._pages: dict[tuple[str, str], dict[str, str]] = {}
+
+    def places(self, file: LockedFile) -> Iterable[Place]:
+        """Yield every place that lists the file. Places that cannot be reached are skipped;
+        `unreachable` names them.
+        """
+        base = Path(file.name).name
+        for folder in self._folders:
+            if folder.is_file() and folder.name == base:
+                yield Place(path=folder)
+            elif (folder / base).is_file():
+                yield Place(path=folder / base)
+        if isinstance(file, LockedDeb):
+            for mirror in debian_mirrors():
+                yield Place(url=f"{mirror.rstrip('/')}/{file.name}")
+            return
+        project = canonicalize_name(re.split(r"-\d", base, maxsplit=1)[0])
+        for index in self._pip.indexes:
+            if address := self._page(index, project).get(base):
+                local = _local(address)
+                yield Place(path=local) if local else Place(url=address)
+
+    def _page(self, index: str, project: str) -> dict[str, str]:
+        key = (index, project)
+        if key not in self._pages:
+            self._pages[key] = self._read_page(index, project)
+        return self._pages[key]
+
+    def _read_page(self, index: str, project: str) -> dict[str, str]:
+        if folder := _local(index):
+            page = folder / project / "index.html"
+            links = re.findall(r'href="([^"#]+)', page.read_text()) if page.is_file() else []
+            return {
+                unquote(link.rsplit("/", 1)[-1]): link
+                if "://" in link
+                else (page.parent / unquote(link)).resolve().as_uri()
+                for link in links
+            }
+        try:
+            with PyPISimple(index, session=self.session) as client:
+                found = client.get_project_page(project, timeout=TIMEOUT_S)
+        except NoSuchProjectError:
+            return {}
+        except (requests.RequestException, UnsupportedContentTypeError) as error:
+            raise UpstreamError(
+                "a package index could not be read",
+                where=_without_credentials(index),
+                got=str(error)[:300],
+                remedy="check `pip config list` and the proxy; or put the file into a folder and "
+                "name it with --wheelhouse",
+            ) from error
+        return {package.filename: package.url for package in found.packages}
+
+
+@lru_cache(maxsize=1)
+def debian_mirrors() -> tuple[str, ...]:
+    """Return the Debian mirrors of this host: TDSTACK_DEBIAN_MIRRORS, then apt's sources."""
+    listed = os.environ.get("TDSTACK_DEBIAN_MIRRORS", "").split()
+    if shutil.which("apt-get"):
+        done = run(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"])
+        listed += done.stdout.split()
+    return tuple(dict.fromkeys(listed))
+
+
+def _local(address: str) -> Path | None:
+    parts = urlsplit(address)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return Path(address).expanduser() if not parts.scheme else None
+
+
+def _without_credentials(address: str) -> str:
+    return re.sub(r"//[^/@]*@", "//***@", address)
