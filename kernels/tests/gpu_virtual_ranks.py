@@ -53,7 +53,8 @@ WORLD_SIZES = (1, 2, 4, 8)
 TOKENS = (1, 16, 33, 64)
 DEPTHS = (1024, 3696)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-UNIT_ROUNDOFF = {"bf16": 2.0**-9, "fp16": 2.0**-11}
+# 2**-p for a significand of p bits, the hidden one included: 8 for bf16, 11 for fp16.
+UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 REPEATS = 50
 SPIN_LIMIT = 1 << 20
 DEVICE = "cuda"
