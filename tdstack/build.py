@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,7 +36,7 @@ from tdstack.baseimage import base_blob, probe_interpreter
 from tdstack.console import Stopwatch
 from tdstack.engines.base import Engine
 from tdstack.errors import CheckFailed, HostError
-from tdstack.lock.model import LockedFile
+from tdstack.lock.model import LayerName, LockedFile
 from tdstack.plan import LABEL, PREFIX, REPOSITORY, Layer, Plan, slice_of
 from tdstack.wheelhouse.store import Store
 
@@ -158,6 +158,10 @@ class Builder:
         with ExitStack() as stack:
             layout = stack.enter_context(self._layout())
             stack.callback(self._drop_partials)
+            if self._plan.stack.rootfs is None:
+                self._interpreter = probe_interpreter(
+                    self._engine, self._plan.stack.base, self._plan.stack.python
+                )
             parts = {layer.name: self._parts(layer, layout) for layer in missing}
             self._check_space(parts)
             pool = stack.enter_context(_processes())
@@ -178,7 +182,9 @@ class Builder:
                         layer, image, parts[layer.name], futures[layer.name], side, layout
                     )
                 reports.append(report)
-                self._say(f"  {layer.name:8} built   {report.size / 1e6:9,.1f} MB  {layer.key[:12]}")
+                self._say(
+                    f"  {layer.name:8} built   {report.size / 1e6:9,.1f} MB  {layer.key[:12]}"
+                )
         return reports
 
     def _needed(self, missing: tuple[Layer, ...], with_base: bool) -> list[LockedFile]:
@@ -221,7 +227,7 @@ class Builder:
         blobs = layout / "blobs" / "sha256"
         return PartJob(part, layer.recipe, self._plan.site, self._store.root, blobs)
 
-    def _check_space(self, parts: dict[str, list[Part]]) -> None:
+    def _check_space(self, parts: Mapping[LayerName, list[Part]]) -> None:
         total = sum(w.unpacked for group in parts.values() for p in group for w in p.wheels)
         largest = max(
             (sum(w.unpacked for w in p.wheels) for group in parts.values() for p in group),
@@ -257,13 +263,10 @@ class Builder:
         if present:
             stored = self._engine.image(self._plan.layers[present - 1].ref)
             assert stored is not None
-            return Image(platform=platform, steps=tuple(_blobs_of(stored.labels)))
+            return Image(platform, tuple(_blobs_of(stored.labels)), env=stored.env)
         if self._plan.stack.rootfs is None:
-            image = self._engine.export(self._plan.stack.base, layout)
-            self._interpreter = probe_interpreter(
-                self._engine, self._plan.stack.base, self._plan.stack.python
-            )
-            return Image(platform=platform, steps=image.steps)
+            theirs = self._engine.export(self._plan.stack.base, layout)
+            return Image(platform, theirs.steps, env=theirs.env)
         with self._watch.step("base root file system"):
             blob = base_blob(self._plan.stack, self._store, layout, self._say)
         return Image(platform=platform, steps=(Step(blob, "base rootfs"),))
@@ -277,7 +280,7 @@ class Builder:
         side: ThreadPoolExecutor,
         layout: Path,
     ) -> tuple[Image, LayerReport]:
-        image = replace(parent, env=layer.env, labels=layer.labels)
+        image = replace(parent, env={**parent.env, **layer.env}, labels=layer.labels)
         own: list[Step] = []
         if layer.name == "base":
             self._load_partial(image, layout)

@@ -53,10 +53,15 @@ def quickstart(
             for c in cubins
         ],
     )
-    table("tdstack-verify", ["check", "finding"], [[str(f["check"]), str(f["detail"])] for f in findings])
+    table(
+        "tdstack-verify",
+        ["check", "finding"],
+        [[str(f["check"]), str(f["detail"])] for f in findings],
+    )
     table("steps", ["step", "seconds"], [[n, f"{s:.1f}"] for n, s in watch.seconds.items()])
     size = sum(layer.size for layer in report.layers)
-    say(f"done: {report.ref}, {megabytes(size)}, {len(cubins)} cubins, {len(findings)} checks passed")
+    counts = f"{len(cubins)} cubins, {len(findings)} checks passed"
+    say(f"done: {report.ref}, {megabytes(size)}, {counts}")
     return summary
 
 

@@ -114,7 +114,9 @@ def make_stack(lock: Lock, request: Request) -> Stack:
     found = [c for c in lock.closures if (c.set, c.torch) == (line.set, torch)]
     closure = next((c for c in found if (c.python, c.platform) == (python, platform)), None)
     if closure is None:
-        held = sorted({f"--torch {torch} --python {c.python} --platform {c.platform}" for c in found})
+        held = sorted(
+            {f"--torch {torch} --python {c.python} --platform {c.platform}" for c in found}
+        )
         raise UsageError(
             f"the lock holds no {line.set} set for torch {torch}, Python {python} on {platform}",
             where="versions.lock: closures",
@@ -178,7 +180,9 @@ def _rootfs(lock: Lock, base: str, platform: Platform) -> LockedRootfs | None:
 
 def _package(lock: Lock, ref: str, python: str, platform: Platform, glibc: str) -> Package:
     name, version = ref.split("==")
-    return Package(name, version, best_wheel(ref, lock.packages[ref], python, platform, glibc), "index")
+    return Package(
+        name, version, best_wheel(ref, lock.packages[ref], python, platform, glibc), "index"
+    )
 
 
 def best_wheel(

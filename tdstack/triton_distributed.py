@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import requests
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from tdstack.errors import IntegrityError, UpstreamError, UsageError
@@ -226,6 +225,8 @@ def _put(target: zipfile.ZipFile, name: str, data: bytes, attributes: int) -> No
 
 
 def _download(source: str, store: Store) -> Path:
+    import requests
+
     address, _, fragment = source.partition("#")
     match = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
     if not match:

@@ -39,9 +39,7 @@ def lock(workspace: Workspace, *, upgrade: bool, only: str, check: bool, dry: bo
         say("versions.lock is up to date")
 
 
-def plan(
-    workspace: Workspace, request: Request, *, wheel: str, engine: str, as_json: bool
-) -> Plan:
+def plan(workspace: Workspace, request: Request, *, wheel: str, engine: str, as_json: bool) -> Plan:
     """Show what a build would do and where each layer would come from."""
     made = workspace.plan(request, wheel)
     origin = _origins(made, engine)
@@ -80,8 +78,10 @@ def fetch(workspace: Workspace, request: Request, *, wheel: str, as_json: bool, 
     files = made.files
     if dry:
         absent = [f for f in files if not workspace.store.has(f)]
-        say(f"dry run: {len(absent)} of {len(files)} files to fetch, "
-            f"{megabytes(sum(f.size for f in absent))}")
+        say(
+            f"dry run: {len(absent)} of {len(files)} files to fetch, "
+            f"{megabytes(sum(f.size for f in absent))}"
+        )
         return
     begin = time.monotonic()
     absent = workspace.verify_present(files)
@@ -193,7 +193,10 @@ def show_report(report: BuildReport) -> None:
     table(title, ["layer", "from", "size", "budget", "parts", "key"], rows)
     total = sum(layer.size for layer in report.layers)
     times = ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items())
-    say(f"image id {report.image_id[:12]}, {megabytes(total)} unpacked" + (f"; {times}" if times else ""))
+    say(
+        f"image id {report.image_id[:12]}, {megabytes(total)} unpacked"
+        + (f"; {times}" if times else "")
+    )
 
 
 def _origins(made: Plan, engine: str) -> list[str]:
@@ -211,4 +214,3 @@ def _experimental(made: Plan) -> None:
 
 def _ignore(_: object) -> None:
     return None
-

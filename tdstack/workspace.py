@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tdstack.console import FetchProgress, megabytes, say
 from tdstack.errors import IntegrityError
@@ -14,9 +15,10 @@ from tdstack.pipconf import pip_config
 from tdstack.plan import Plan, make_plan
 from tdstack.stack import ForkWheel, Request, make_stack
 from tdstack.triton_distributed import fork_wheel, take_wheel
-from tdstack.wheelhouse.fetch import Fetched, fetch
-from tdstack.wheelhouse.sources import Sources
 from tdstack.wheelhouse.store import Store, default_cache
+
+if TYPE_CHECKING:
+    from tdstack.wheelhouse.fetch import Fetched
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,6 +52,10 @@ class Workspace:
 
     def fetch(self, files: Iterable[LockedFile]) -> Fetched:
         """Bring files into the store, with progress."""
+        # Imported here: the HTTP libraries take longer to load than a plan takes to make.
+        from tdstack.wheelhouse.fetch import fetch
+        from tdstack.wheelhouse.sources import Sources
+
         wanted = list(files)
         missing = sum(not self.store.has(f) for f in wanted)
         if missing:

@@ -118,9 +118,7 @@ def venv_entries(python: str, interpreter: str, site: str) -> list[Entry]:
     ]
 
 
-def extract_sources(
-    wheels: Sequence[WheelSource], recipe: Recipe, site: str, folder: Path
-) -> int:
+def extract_sources(wheels: Sequence[WheelSource], recipe: Recipe, site: str, folder: Path) -> int:
     """Write the Python sources of `wheels` below `folder`; return how many."""
     count = 0
     for wheel in wheels:
@@ -133,9 +131,7 @@ def extract_sources(
                 target = folder / inside
                 target.parent.mkdir(parents=True, exist_ok=True)
                 data = entry.content.data
-                target.write_bytes(
-                    archive.read(entry.content.member) if data is None else data
-                )
+                target.write_bytes(archive.read(entry.content.member) if data is None else data)
                 count += 1
     return count
 

@@ -140,5 +140,3 @@ class WheelEntries:
             return path.removeprefix(f"{self._site}/")
         up = "../" * (len(PurePosixPath(self._site).parts) - len(PurePosixPath(self._prefix).parts))
         return up + path.removeprefix(f"{self._prefix}/")
-
-

@@ -26,6 +26,7 @@ class StoredImage:
     id: str
     digest: str
     labels: Mapping[str, str]
+    env: Mapping[str, str]
     diff_ids: tuple[str, ...]
     size: int
 

@@ -55,6 +55,7 @@ class Buildah:
             id=data["FromImageID"],
             digest=data["FromImageDigest"],
             labels=config["config"].get("Labels") or {},
+            env=dict(pair.split("=", 1) for pair in config["config"].get("Env") or []),
             diff_ids=tuple(config["rootfs"]["diff_ids"]),
             size=sum(layer["size"] for layer in json.loads(data["Manifest"]).get("layers", [])),
         )

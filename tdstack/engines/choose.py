@@ -7,12 +7,24 @@ from dataclasses import dataclass
 
 from tdstack.engines.base import Engine, Probe
 from tdstack.engines.buildah import Buildah
-from tdstack.engines.docker import Docker
 from tdstack.errors import HostError, UsageError
 
+
+def _probe_docker() -> Probe:
+    from tdstack.engines.docker import Docker  # its client library takes 0.2 s to import
+
+    return Docker.probe()
+
+
+def _make_docker() -> Engine:
+    from tdstack.engines.docker import Docker
+
+    return Docker()
+
+
 # In the order of preference: without a daemon there is one thing less to be missing.
-PROBES: Mapping[str, Callable[[], Probe]] = {"buildah": Buildah.probe, "docker": Docker.probe}
-MAKERS: Mapping[str, Callable[[], Engine]] = {"buildah": Buildah, "docker": Docker}
+PROBES: Mapping[str, Callable[[], Probe]] = {"buildah": Buildah.probe, "docker": _probe_docker}
+MAKERS: Mapping[str, Callable[[], Engine]] = {"buildah": Buildah, "docker": _make_docker}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Docker:
             id=found["Id"].removeprefix("sha256:"),
             digest=next((d.split("@")[1] for d in found.get("RepoDigests") or []), ""),
             labels=found["Config"].get("Labels") or {},
+            env=dict(pair.split("=", 1) for pair in found["Config"].get("Env") or []),
             diff_ids=tuple(found["RootFS"]["Layers"]),
             size=found["Size"],
         )
@@ -79,7 +81,8 @@ class Docker:
         """Take an image over under the name `ref`."""
         write_layout(image, layout, ref)
         try:
-            answer = list(self._client.api.load_image(archive_stream(layout, image, ref)))
+            stream = archive_stream(layout, image, ref)
+            answer = list(self._client.api.load_image(stream))  # type: ignore[no-untyped-call]
         except (APIError, requests.RequestException) as error:
             raise _refused("load", str(error)) from error
         bad = [row["error"] for row in answer if isinstance(row, dict) and "error" in row]
@@ -93,10 +96,8 @@ class Docker:
 
     def untag(self, ref: str) -> None:
         """Remove a name; absence is fine."""
-        try:
+        with suppress(APIError, ImageNotFound):
             self._client.images.remove(ref)
-        except (APIError, ImageNotFound):
-            pass
 
     def pull(self, ref: str) -> str:
         """Bring `ref` from its registry."""

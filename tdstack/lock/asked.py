@@ -10,8 +10,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from tdstack.errors import UsageError
-from tdstack.lock.model import entry_errors, Arch, CudaLine, LayerName, Platform, PythonMinor
-from tdstack.lock.model import TorchVariant
+from tdstack.lock.model import (
+    Arch,
+    CudaLine,
+    LayerName,
+    Platform,
+    PythonMinor,
+    TorchVariant,
+    entry_errors,
+)
 
 ASKED_FILE = Path("images/versions.toml")
 Requirement = Annotated[str, StringConstraints(min_length=1)]

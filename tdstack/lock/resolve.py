@@ -25,8 +25,15 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from tdstack.errors import HostError, UpstreamError, UsageError
 from tdstack.lock.asked import Asked, AskedSet, Targets
-from tdstack.lock.model import Closure, LayerName, LockedFile, LockedLine, Platform, PythonMinor
-from tdstack.lock.model import TorchVariant
+from tdstack.lock.model import (
+    Closure,
+    LayerName,
+    LockedFile,
+    LockedLine,
+    Platform,
+    PythonMinor,
+    TorchVariant,
+)
 from tdstack.pipconf import PipConfig
 
 LAYERS: tuple[LayerName, ...] = ("base", "torch", "nvshmem", "triton", "cuda", "kernels")
@@ -99,7 +106,13 @@ def resolve(
         common = ["pip", "compile", str(source), "--quiet", "--no-header", "--no-build"]
         common += ["--python-version", python, "--python-platform", UV_PLATFORM[platform]]
         # Naming an interpreter spares the search for one of the target's version.
-        common += ["--python", sys.executable, "--no-config", "--index-strategy", "unsafe-best-match"]
+        common += [
+            "--python",
+            sys.executable,
+            "--no-config",
+            "--index-strategy",
+            "unsafe-best-match",
+        ]
         environment = pip.uv_environment()
         _run_uv([*common, "--annotation-style", "line", "-o", str(pins)], environment)
         locked_pins = _versions(pins.read_text())
@@ -229,12 +242,10 @@ def resolve_lines(
 
 
 def _roots(wanted: AskedSet, torch: TorchVariant) -> dict[LayerName, list[str]]:
-    return {**wanted.layers, **{"torch": wanted.torch[torch].layers["torch"]}}
+    return {**wanted.layers, "torch": wanted.torch[torch].layers["torch"]}
 
 
-def _by_layer(
-    got: Resolution, placed: Mapping[str, LayerName]
-) -> dict[LayerName, list[str]]:
+def _by_layer(got: Resolution, placed: Mapping[str, LayerName]) -> dict[LayerName, list[str]]:
     layers: dict[LayerName, list[str]] = {}
     for name in sorted(got.versions):
         layers.setdefault(placed[name], []).append(got.ref(name))
@@ -333,7 +344,9 @@ def _run_uv(
                 remedy="check the proxy and index settings that `pip config list` shows",
             )
         message = " ".join(tail.split())
-        if match := re.search(r"Because (?:only )?([A-Za-z0-9._-]+)\S* has no wheels with", message):
+        if match := re.search(
+            r"Because (?:only )?([A-Za-z0-9._-]+)\S* has no wheels with", message
+        ):
             raise NoWheelError(str(canonicalize_name(match.group(1).split("==")[0])), tail)
         raise UsageError("the requirements cannot be resolved", got=tail)
     return done

@@ -9,8 +9,15 @@ from pathlib import Path
 from tdstack.errors import CheckFailed, TdstackError
 from tdstack.lock.asked import Asked, AskedBase, load_asked
 from tdstack.lock.io import load_lock
-from tdstack.lock.model import SCHEMA, Lock, LockedDeb, LockedFile, LockedRootfs
-from tdstack.lock.model import LockedTritonDistributed, Platform
+from tdstack.lock.model import (
+    SCHEMA,
+    Lock,
+    LockedDeb,
+    LockedFile,
+    LockedRootfs,
+    LockedTritonDistributed,
+    Platform,
+)
 from tdstack.lock.resolve import resolve_closures, resolve_lines, uv_version
 from tdstack.pipconf import pip_config
 from tdstack.rootfs import build_rootfs, resolve_debs, tool_versions

@@ -25,9 +25,14 @@ WORKERS = 6
 class Progress(Protocol):
     """What a fetch tells about itself."""
 
-    def start(self, file: LockedFile, done: int) -> None: ...
-    def advance(self, file: LockedFile, amount: int) -> None: ...
-    def finish(self, file: LockedFile, origin: str) -> None: ...
+    def start(self, file: LockedFile, done: int) -> None:
+        """A file is being read; `done` bytes of it came earlier."""
+
+    def advance(self, file: LockedFile, amount: int) -> None:
+        """`amount` more bytes of a file are there."""
+
+    def finish(self, file: LockedFile, origin: str) -> None:
+        """A file is whole and checked."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,11 @@ def _take(
         try:
             _download(file, place, store, session, progress)
             break
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+        except (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+        ) as error:
             if attempt == RETRIES - 1:
                 raise UpstreamError("download failed", got=str(error)[:200]) from error
             time.sleep(0.5 * 2**attempt)

@@ -17,7 +17,6 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 from packaging.utils import canonicalize_name
-from pypi_simple import NoSuchProjectError, PyPISimple, UnsupportedContentTypeError
 
 from tdstack.errors import UpstreamError
 from tdstack.lock.model import LockedDeb, LockedFile
@@ -85,6 +84,8 @@ class Sources:
                 else (page.parent / unquote(link)).resolve().as_uri()
                 for link in links
             }
+        from pypi_simple import NoSuchProjectError, PyPISimple, UnsupportedContentTypeError
+
         try:
             with PyPISimple(index, session=self.session) as client:
                 found = client.get_project_page(project, timeout=TIMEOUT_S)

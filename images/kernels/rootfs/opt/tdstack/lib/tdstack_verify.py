@@ -119,9 +119,11 @@ def check_triton(prefix: Path, manifest: Manifest) -> Iterator[Finding]:
     """The Triton on disk is the flavour that was asked for, by fingerprint."""
     library = site_of(prefix, manifest) / "triton" / "_C" / "libtriton.so"
     try:
-        with library.open("rb") as stream:
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                fork = view.find(FINGERPRINT) >= 0
+        with (
+            library.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view,
+        ):
+            fork = view.find(FINGERPRINT) >= 0
     except (OSError, ValueError) as error:
         yield failed("triton", f"no usable libtriton.so: {error}", "start from a fresh image")
         return
@@ -195,7 +197,7 @@ def check_imports(prefix: Path, manifest: Manifest) -> Iterator[Finding]:
 def check_pip(prefix: Path, manifest: Manifest) -> Iterator[Finding]:
     """pip sees no broken requirement."""
     del manifest
-    command = [prefix / "bin/python", "-m", "pip", "check", "--disable-pip-version-check"]
+    command = [str(prefix / "bin/python"), "-m", "pip", "check", "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         yield failed("pip check", done.stdout.strip()[-400:], "start from a fresh image")
@@ -252,7 +254,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         manifest = json.loads((options.prefix / "manifest.json").read_text())
     except (OSError, ValueError) as error:
-        print(f"tdstack-verify: no usable manifest under {options.prefix}: {error}", file=sys.stderr)
+        print(
+            f"tdstack-verify: no usable manifest under {options.prefix}: {error}", file=sys.stderr
+        )
         return 3
     findings = list(run_checks(options.prefix, manifest, options.quick, options.deep))
     code = max((f.code for f in findings), default=0)
