@@ -86,6 +86,11 @@ ensure_engine() {
     packages+=(buildah crun)
   fi
   command -v mmdebstrap >/dev/null || packages+=(mmdebstrap)
+  # The tests drive both engines, each with a store of its own.
+  if [[ ${1:-} == test ]]; then
+    command -v buildah >/dev/null || packages+=(buildah crun)
+    command -v dockerd >/dev/null || packages+=(docker.io)
+  fi
   command -v git >/dev/null || packages+=(git)
   if ((${#packages[@]} == 0)); then return; fi
   if ! is_debian; then
@@ -101,7 +106,7 @@ ensure_engine() {
 main() {
   ensure_python
   ensure_venv
-  ensure_engine
+  ensure_engine "${1:-}"
   if (($# > 0)); then
     cd -- "$root"
     exec "$venv/bin/invoke" "$@"

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tdstack.assemble.bytecode import write_bytecode
@@ -35,48 +34,14 @@ from tdstack.assemble.tar import Blob
 from tdstack.baseimage import base_blob, probe_interpreter
 from tdstack.console import Stopwatch
 from tdstack.engines.base import Engine
-from tdstack.errors import CheckFailed, HostError
-from tdstack.lock.model import LayerName, LockedFile
+from tdstack.errors import CheckFailed
+from tdstack.lock.model import LockedFile
 from tdstack.plan import LABEL, PREFIX, REPOSITORY, Layer, Plan, slice_of
+from tdstack.report import BuildReport, LayerReport
+from tdstack.space import check_space
 from tdstack.wheelhouse.store import Store
 
 FetchFiles = Callable[[list[LockedFile]], None]
-
-
-@dataclass
-class LayerReport:
-    """What became of one layer. `parts` maps part titles to unpacked bytes."""
-
-    name: str
-    key: str
-    source: str
-    size: int = 0
-    budget: int = 0
-    parts: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class BuildReport:
-    """What a build did. Sizes are in bytes, times in seconds."""
-
-    ref: str
-    tags: tuple[str, ...]
-    image_id: str
-    engine: str
-    layers: list[LayerReport]
-    seconds: dict[str, float]
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the report as JSON-ready data."""
-        return {
-            "ref": self.ref,
-            "tags": list(self.tags),
-            "image_id": self.image_id,
-            "engine": self.engine,
-            "size": sum(layer.size for layer in self.layers),
-            "layers": [vars(layer) for layer in self.layers],
-            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
-        }
 
 
 def present_layers(plan: Plan, engine: Engine) -> int:
@@ -163,7 +128,7 @@ class Builder:
                     self._engine, self._plan.stack.base, self._plan.stack.python
                 )
             parts = {layer.name: self._parts(layer, layout) for layer in missing}
-            self._check_space(parts)
+            check_space(parts, self._store.root, self._engine.storage())
             pool = stack.enter_context(_processes())
             futures: dict[str, list[Future[Blob]]] = {
                 layer.name: [
@@ -227,37 +192,6 @@ class Builder:
         blobs = layout / "blobs" / "sha256"
         return PartJob(part, layer.recipe, self._plan.site, self._store.root, blobs)
 
-    def _check_space(self, parts: Mapping[LayerName, list[Part]]) -> None:
-        total = sum(w.unpacked for group in parts.values() for p in group for w in p.wheels)
-        largest = max(
-            (sum(w.unpacked for w in p.wheels) for group in parts.values() for p in group),
-            default=0,
-        )
-        # The engine keeps the whole and holds the layer that it takes over twice.
-        needs = {self._store.root: min(total, 3 * largest)}
-        storage = self._engine.storage()
-        if storage:
-            needs[storage] = total + 2 * largest
-        devices: dict[int, int] = {}
-        for folder, need in needs.items():
-            device = folder.stat().st_dev
-            devices[device] = devices.get(device, 0) + need
-            free = shutil.disk_usage(folder).free
-            if free < devices[device]:
-                sizes = {
-                    name: sum(w.unpacked for p in group for w in p.wheels)
-                    for name, group in parts.items()
-                }
-                raise HostError(
-                    "not enough disk space to build",
-                    where=str(folder),
-                    expected=f"{devices[device] / 1e9:.1f} GB free ("
-                    + ", ".join(f"{n} {s / 1e9:.1f}" for n, s in sizes.items())
-                    + ")",
-                    got=f"{free / 1e9:.1f} GB free",
-                    remedy="free some space, or set TDSTACK_CACHE to a larger disk",
-                )
-
     def _parent_image(self, present: int, layout: Path) -> Image:
         platform = self._plan.stack.platform
         if present:
@@ -300,6 +234,7 @@ class Builder:
         )
         for number, (part, future) in enumerate(zip(parts, futures, strict=True), 1):
             own.append(Step(future.result(), f"tdstack {part.title}"))
+            self._say(f"  {part.title:14} written {own[-1].blob.size / 1e6:9,.1f} MB")
             image = replace(image, steps=(*image.steps, own[-1]))
             if number < len(parts):
                 self._load_partial(image, layout)

@@ -48,10 +48,7 @@ def quickstart(
     table(
         "kernels compiled inside the image, without a GPU",
         ["arch", "variant", "size", "shared memory", "ptxas"],
-        [
-            [c["arch"], c["name"], f"{c['size']} B", f"{c['shared']} B", c["ptxas_version"]]
-            for c in cubins
-        ],
+        [[c["arch"], c["name"], f"{c['size']} B", f"{c['shared']} B", c["ptxas"]] for c in cubins],
     )
     table(
         "tdstack-verify",

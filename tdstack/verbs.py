@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tdstack.build import Builder, BuildReport, present_layers
+from tdstack.build import Builder, present_layers
 from tdstack.console import emit_json, megabytes, say, table, warn
 from tdstack.engines.base import Engine, RunRequest
 from tdstack.engines.choose import choose_engine
@@ -16,6 +16,7 @@ from tdstack.errors import CheckFailed, HostError, IntegrityError, UsageError
 from tdstack.lock.io import load_lock, write_lock
 from tdstack.lock.update import PARTS, check_lock, update_lock
 from tdstack.plan import PREFIX, Plan
+from tdstack.report import BuildReport
 from tdstack.stack import Request
 from tdstack.triton_distributed import build_from_commit
 from tdstack.workspace import Workspace

@@ -1,0 +1,273 @@
+"""What several test files share: the checkout, its lock, a store, real wheels, a real index."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import sys
+import threading
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# `pytest` alone does not put the checkout on the path (`python -m pytest` does), and processes
+# that a test starts with multiprocessing take their path from here.
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from tdstack.lock.io import load_lock
+from tdstack.lock.model import Lock, LockedFile
+from tdstack.wheelhouse.store import Store
+
+ZIP_TIME = (2024, 1, 1, 0, 0, 0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Return the checkout's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def lock() -> Lock:
+    """Return the checkout's own versions.lock, parsed."""
+    return load_lock(ROOT)[0]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Return an empty store."""
+    return Store(tmp_path / "store")
+
+
+class MakeWheel(Protocol):
+    """Writes a real wheel with a valid RECORD and returns its path."""
+
+    def __call__(
+        self,
+        folder: Path,
+        name: str,
+        version: str,
+        files: Mapping[str, bytes | str] = {},
+        tag: str = "py3-none-any",
+        entry_points: str = "",
+        scripts: Mapping[str, bytes | str] = {},
+        executable: Collection[str] = (),
+    ) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def make_wheel() -> MakeWheel:
+    """Return the wheel writer.
+
+    `files` maps names in the wheel to content; `{data}` in a name stands for the wheel's .data
+    folder and `{info}` for its .dist-info. `executable` names those that carry the x bit.
+    """
+    return _write_wheel
+
+
+def _write_wheel(
+    folder: Path,
+    name: str,
+    version: str,
+    files: Mapping[str, bytes | str] = {},
+    tag: str = "py3-none-any",
+    entry_points: str = "",
+    scripts: Mapping[str, bytes | str] = {},
+    executable: Collection[str] = (),
+) -> Path:
+    stem = f"{re.sub(r'[-_.]+', '_', name)}-{version}"
+    info, data = f"{stem}.dist-info", f"{stem}.data"
+    pure = "true" if tag.endswith("-any") else "false"
+    members: dict[str, bytes] = {
+        member.format(data=data, info=info): _encoded(content) for member, content in files.items()
+    }
+    members |= {f"{data}/scripts/{k}": _encoded(v) for k, v in scripts.items()}
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\nMade by a test.\n"
+    members[f"{info}/METADATA"] = metadata.encode()
+    members[f"{info}/WHEEL"] = (
+        f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: {pure}\nTag: {tag}\n".encode()
+    )
+    if entry_points:
+        members[f"{info}/entry_points.txt"] = entry_points.encode()
+    rows = [f"{member},{record_hash(content)}" for member, content in members.items()]
+    members[f"{info}/RECORD"] = ("\n".join([*rows, f"{info}/RECORD,,"]) + "\n").encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stem}-{tag}.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, content in members.items():
+            entry = zipfile.ZipInfo(member, ZIP_TIME)
+            marked = any(member == e.format(data=data, info=info) for e in executable)
+            entry.external_attr = (0o100755 if marked else 0o100644) << 16
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content)
+    return path
+
+
+def record_hash(content: bytes) -> str:
+    """Return `sha256=...,size` as RECORD wants it."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=")
+    return f"sha256={digest.decode()},{len(content)}"
+
+
+def _encoded(content: bytes | str) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+@dataclass
+class Behaviour:
+    """How the server serves one file. Offsets count from the file's first byte."""
+
+    ignore_ranges: bool = False
+    drop_at: int | None = None  # close the connection there ...
+    drops: int = 1  # ... this many times
+    stall_at: int | None = None  # fall silent there until the server is released
+    errors: int = 0  # answer 500 this many times
+    missing: bool = False  # listed, but 404
+    wrong: bytes | None = None  # other bytes under the same name
+
+
+@dataclass(frozen=True)
+class Served:
+    """One answer: the file, the Range that was asked for, the status, the bytes sent."""
+
+    name: str
+    asked_range: str
+    status: int
+    sent: int
+
+
+@dataclass
+class IndexServer:
+    """A package index and its files on 127.0.0.1; also a Debian mirror under /debian/."""
+
+    address: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    behaviours: dict[str, Behaviour] = field(default_factory=dict)
+    served: list[Served] = field(default_factory=list)
+    index_errors: int = 0
+    released: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def index(self) -> str:
+        """Return the address of the simple index."""
+        return f"{self.address}/simple/"
+
+    def url(self, name: str) -> str:
+        """Return the address of a file."""
+        return f"{self.address}/files/{name}"
+
+    def add(self, name: str, content: bytes, **behaviour: object) -> LockedFile:
+        """Serve `content` as `name`; return it as a lock would name it."""
+        self.files[name] = content
+        self.behaviours[name] = Behaviour(**behaviour)  # type: ignore[arg-type]
+        return LockedFile(name=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+
+    def of(self, name: str) -> list[Served]:
+        """Return the answers that concern one file, oldest first."""
+        return [answer for answer in self.served if answer.name == name]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    state: IndexServer
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        if path.startswith("/simple/"):
+            self._index(path.removeprefix("/simple/").strip("/"))
+        elif path.startswith("/files/"):
+            self._file(path.removeprefix("/files/"))
+        elif path.startswith("/debian/"):
+            self._file(path.removeprefix("/debian/"))
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, b"")
+
+    def _index(self, project: str) -> None:
+        if self.state.index_errors:
+            self.state.index_errors -= 1
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, b"")
+            return
+        names = [n for n in self.state.files if _project(n) == project]
+        links = "".join(f'<a href="/files/{name}">{name}</a>\n' for name in names)
+        status = HTTPStatus.OK if names else HTTPStatus.NOT_FOUND
+        self._answer(status, f"<!DOCTYPE html><html><body>\n{links}</body></html>".encode())
+
+    def _file(self, name: str) -> None:
+        behaviour = self.state.behaviours.get(name, Behaviour(missing=True))
+        asked = self.headers.get("Range", "")
+        if behaviour.errors:
+            behaviour.errors -= 1
+            self._note(name, asked, HTTPStatus.INTERNAL_SERVER_ERROR, 0)
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"")
+            return
+        if behaviour.missing:
+            self._note(name, asked, HTTPStatus.NOT_FOUND, 0)
+            self._answer(HTTPStatus.NOT_FOUND, b"")
+            return
+        whole = self.state.files[name] if behaviour.wrong is None else behaviour.wrong
+        match = re.fullmatch(r"bytes=(\d+)-", asked)
+        begin = int(match.group(1)) if match and not behaviour.ignore_ranges else 0
+        end, stalls = len(whole), False
+        if behaviour.drop_at is not None and behaviour.drops:
+            behaviour.drops -= 1
+            end = max(begin, behaviour.drop_at)
+        if behaviour.stall_at is not None and not self.state.released.is_set():
+            end, stalls = max(begin, behaviour.stall_at), True
+        status = HTTPStatus.PARTIAL_CONTENT if begin else HTTPStatus.OK
+        self._note(name, asked, status, end - begin)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(whole) - begin))
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(whole) - 1}/{len(whole)}")
+        self.end_headers()
+        self.close_connection = end < len(whole)
+        self.wfile.write(whole[begin:end])
+        if stalls:
+            self.state.released.wait(30)
+
+    def _note(self, name: str, asked: str, status: HTTPStatus, sent: int) -> None:
+        self.state.served.append(Served(name, asked, int(status), sent))
+
+    def _answer(self, status: HTTPStatus, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay silent."""
+
+
+def _project(filename: str) -> str:
+    stem = re.split(r"-\d", filename, maxsplit=1)[0]
+    return re.sub(r"[-_.]+", "-", stem).lower()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[IndexServer]:
+    """Run an index without files; tests add files and say how each is served."""
+    # Whatever proxy this host has must not see these requests.
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = type("Handler", (_Handler,), {})
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    state = IndexServer(f"http://127.0.0.1:{listening.server_port}")
+    handler.state = state  # type: ignore[attr-defined]
+    thread = threading.Thread(target=lambda: listening.serve_forever(0.02), daemon=True)
+    thread.start()
+    yield state
+    state.released.set()
+    listening.shutdown()
+    thread.join()
+    listening.server_close()

@@ -1,0 +1,276 @@
+"""Real images in real engines: the slim build (no torch), with each engine that can start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tdstack.engines.base import Engine, RunRequest
+from tdstack.engines.choose import choose_engine
+from tdstack.errors import IntegrityError
+from tdstack.quickstart import compile_one
+from tdstack.stack import Request
+from tdstack.verbs import build as build_verb
+from tdstack.verbs import verify_image
+from tdstack.workspace import Workspace
+from tests.engine_stores import buildah_store, docker_daemon
+
+pytestmark = pytest.mark.engine
+SLIM = Request(cuda="12.4", triton="stock", torch="none")
+STORES = {"buildah": buildah_store, "docker": docker_daemon}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A slim image in a private store."""
+
+    engine: Engine
+    name: str
+    environment: dict[str, str]
+    report: dict[str, Any]
+
+    @property
+    def ref(self) -> str:
+        return str(self.report["ref"])
+
+
+def invoke(root: Path, arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    command = [str(Path(sys.executable).with_name("invoke")), *arguments, "--json"]
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    data: dict[str, Any] = json.loads(done.stdout)
+    return data
+
+
+def build_arguments(engine: str, cuda: str = "12.4") -> list[str]:
+    options = ["--cuda", cuda, "--triton", "stock", "--torch", "none", "--engine", engine]
+    return ["build", *options]
+
+
+@pytest.fixture(scope="module", params=["buildah", "docker"])
+def built(
+    request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Built]:
+    folder = tmp_path_factory.mktemp(request.param) / "store"
+    with STORES[request.param](folder) as environment:
+        patch = pytest.MonkeyPatch()
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        report = invoke(root, build_arguments(request.param), environment)
+        yield Built(choose_engine(request.param).engine, request.param, environment, report)
+        patch.undo()
+
+
+def sources(report: dict[str, Any]) -> dict[str, str]:
+    return {layer["name"]: layer["source"] for layer in report["layers"]}
+
+
+def test_a_clean_store_gets_every_layer_within_its_budget(built: Built) -> None:
+    assert set(sources(built.report).values()) == {"built"}
+    assert all(0 < layer["size"] <= layer["budget"] for layer in built.report["layers"])
+
+
+def test_verify_passes_inside_as_an_arbitrary_user(built: Built) -> None:
+    findings = verify_image(built.engine, built.ref)
+    names = {str(f["check"]) for f in findings}
+    assert {"packages", "files", "triton", "ptxas", "nvshmem", "pip check", "cache"} <= names
+
+
+def test_imports_work_as_uid_12345_and_the_network_is_off(built: Built) -> None:
+    code = (
+        "import os, triton, nvshmem.core, gemm_allreduce;"
+        "print(os.getuid(), triton.__version__, sorted(os.listdir('/sys/class/net')))"
+    )
+    command = ["/opt/tdstack/bin/python", "-c", code]
+    done = built.engine.run(RunRequest(built.ref, command, user="12345:0"))
+    assert done.status == 0, done.stderr
+    uid, version, interfaces = done.stdout.split(maxsplit=2)
+    assert (uid, version) == ("12345", "3.4.0")
+    probe = "import socket; socket.create_connection(('192.0.2.1', 9), 3)"
+    offline = built.engine.run(RunRequest(built.ref, ["/opt/tdstack/bin/python", "-c", probe]))
+    assert "Network is unreachable" in offline.stderr, (interfaces, offline.stderr)
+
+
+def test_triton_can_still_compile_its_launcher(built: Built) -> None:
+    code = (
+        "import sysconfig, subprocess, pathlib, os;"
+        "p = pathlib.Path(os.environ['TRITON_CACHE_DIR']) / 'x.c';"
+        "p.write_text('#include <Python.h>\\nint x(void) { return PY_MAJOR_VERSION; }');"
+        "subprocess.run(['gcc', '-shared', '-fPIC', '-I' + sysconfig.get_path('include'),"
+        " str(p), '-o', str(p) + '.so'], check=True)"
+    )
+    env = {"TRITON_CACHE_DIR": "/var/cache/tdstack/triton"}
+    command = ["/opt/tdstack/bin/python", "-c", code]
+    done = built.engine.run(RunRequest(built.ref, command, env=env, user="12345:0"))
+    assert done.status == 0, done.stderr
+
+
+def test_a_kernel_compiles_inside_with_the_lines_own_ptxas(built: Built) -> None:
+    cubins = compile_one(built.engine, built.ref, ["sm_80", "sm_90"])
+    assert [c["arch"] for c in cubins] == ["sm_80", "sm_90"]
+    assert {c["ptxas"] for c in cubins} == {"12.4.131"}
+
+
+def test_the_same_build_again_builds_nothing(built: Built, root: Path) -> None:
+    begin = time.monotonic()
+    report = invoke(root, build_arguments(built.name), built.environment)
+    assert time.monotonic() - begin < 10  # under 3 s on a quiet machine
+    assert set(sources(report).values()) == {"local"}
+    assert report["image_id"] == built.report["image_id"]
+
+
+def test_touching_a_kernel_builds_the_kernels_layer_alone(
+    built: Built, root: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "checkout"
+    for name in ("images", "kernels"):
+        shutil.copytree(root / name, copy / name)
+    shutil.copy(root / "versions.lock", copy)
+    source = copy / "kernels/src/gemm_allreduce/variants.py"
+    source.write_text(source.read_text() + "\n# touched\n")
+    workspace = Workspace(copy, Workspace.here().store)
+    report = build_verb(
+        workspace, SLIM, wheel="", engine=built.name, output="", as_json=False, dry=False
+    )
+    assert report is not None
+    assert {x.name for x in report.layers if x.source == "built"} == {"kernels"}
+    assert report.image_id != built.report["image_id"]
+
+
+def test_another_cuda_line_shares_all_but_its_own_layers(built: Built, root: Path) -> None:
+    report = invoke(root, build_arguments(built.name, "12.8"), built.environment)
+    made = {name for name, source in sources(report).items() if source == "built"}
+    assert made == {"cuda", "kernels"}
+    assert any(
+        f["check"] == "ptxas" and "12.8.93" in str(f["detail"])
+        for f in verify_image(built.engine, report["ref"])
+    )
+
+
+def test_every_clean_build_gives_one_image_id_under_every_engine(
+    built: Built, root: Path, tmp_path: Path
+) -> None:
+    with buildah_store(tmp_path / "second") as environment:
+        again = invoke(root, build_arguments("buildah"), environment)
+    assert again["image_id"] == built.report["image_id"]
+
+
+def test_the_archive_holds_the_image_that_the_engine_holds(
+    built: Built, root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "image.tar"
+    invoke(root, [*build_arguments(built.name), "--output", str(out)], built.environment)
+    with tarfile.open(out) as archive:
+        index = json.loads(archive.extractfile("index.json").read())  # type: ignore[union-attr]
+        manifest_digest = index["manifests"][0]["digest"].removeprefix("sha256:")
+        member = archive.extractfile(f"blobs/sha256/{manifest_digest}")
+        assert member is not None
+        manifest = json.loads(member.read())
+        names = set(archive.getnames())
+    assert manifest["config"]["digest"] == f"sha256:{built.report['image_id']}"
+    assert all(f"blobs/{x['digest'].replace(':', '/')}" in names for x in manifest["layers"])
+
+
+def test_no_partial_image_stays_behind(built: Built) -> None:
+    assert not any("partial" in ref or "tdstack-load" in ref for ref in image_names(built))
+
+
+def image_names(built: Built) -> list[str]:
+    env = {**os.environ, **built.environment}
+    if built.name == "buildah":
+        command = ["buildah", "images", "--format", "{{.Name}}:{{.Tag}}"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+    import docker
+
+    client = docker.DockerClient(base_url=built.environment["DOCKER_HOST"])
+    return [tag for image in client.images.list() for tag in image.tags]
+
+
+class TestBuildah:
+    """What needs one engine only."""
+
+    @pytest.fixture(autouse=True)
+    def _store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        with buildah_store(tmp_path / "own") as environment:
+            self.environment = environment
+            for name, value in environment.items():
+                monkeypatch.setenv(name, value)
+            yield
+
+    def test_an_interrupted_build_leaves_nothing_and_goes_on(self, root: Path) -> None:
+        command = [str(Path(sys.executable).with_name("invoke")), *build_arguments("buildah")]
+        running = subprocess.Popen(
+            command,
+            cwd=root,
+            env={**os.environ, **self.environment},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert running.stderr is not None
+        for line in running.stderr:
+            if "base     built" in line:
+                break
+        os.killpg(running.pid, signal.SIGINT)
+        running.communicate(timeout=120)
+        assert running.returncode == 130
+        store = Workspace.here().store
+        assert not list(store.work().glob("build-*"))
+        listing = subprocess.run(
+            ["buildah", "images", "--format", "{{.Name}}"],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        assert set(listing) <= {"localhost/tdstack/base", "localhost/tdstack/nvshmem"}, listing
+        report = invoke(root, build_arguments("buildah"), self.environment)
+        assert sources(report)["base"] == "local"
+        engine = choose_engine("buildah").engine
+        assert verify_image(engine, report["ref"])
+        self._check_tampering(engine, report["ref"])
+        self._check_foreign_base(root, engine, report)
+
+    def _check_tampering(self, engine: Engine, ref: str) -> None:
+        victim = "/opt/tdstack/lib/python3.11/site-packages/triton/language/core.py"
+        inside = ["buildah", "run", "--isolation", "chroot", "--user", "0", "tampered", "--"]
+        for command in (
+            ["buildah", "from", "--pull-never", "--name", "tampered", ref],
+            [*inside, "rm", victim],
+            ["buildah", "commit", "--rm", "tampered", "localhost/tampered:1"],
+        ):
+            subprocess.run(
+                command, env={**os.environ, **self.environment}, check=True, capture_output=True
+            )
+        with pytest.raises(IntegrityError, match="lock slice") as caught:
+            verify_image(engine, "localhost/tampered:1")
+        assert "triton/language/core.py" in caught.value.got
+
+    def _check_foreign_base(self, root: Path, engine: Engine, report: dict[str, Any]) -> None:
+        base = engine.image("localhost/tdstack/base:" + report["layers"][0]["key"][:20])
+        assert base is not None
+        ref = f"localhost/tdstack/base@{base.digest}"
+        arguments = [*build_arguments("buildah"), "--base", ref, "--python", "3.11"]
+        other = invoke(root, arguments, self.environment)
+        assert set(sources(other).values()) == {"built"}
+        assert verify_image(engine, other["ref"])
