@@ -20,7 +20,8 @@ p=$(command -v "python$1") || { echo "missing: python$1"; exit 1; }
 command -v gcc >/dev/null || { echo "missing: gcc"; exit 1; }
 h=$("$p" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 test -e "$h/Python.h" || { echo "missing: Python.h"; exit 1; }
-echo "$p"
+# A virtual environment's link would point at itself once ours lies over it.
+"$p" -c 'import os, sys; print(os.path.realpath(sys.executable))'
 """
 
 

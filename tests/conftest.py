@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import re
 import sys
@@ -17,16 +18,15 @@ from typing import Protocol
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
 # `pytest` alone does not put the checkout on the path (`python -m pytest` does), and processes
 # that a test starts with multiprocessing take their path from here.
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import Lock, LockedFile
 from tdstack.wheelhouse.store import Store
 
+ROOT = Path(__file__).resolve().parent.parent
 ZIP_TIME = (2024, 1, 1, 0, 0, 0)
 
 
@@ -129,7 +129,7 @@ class Behaviour:
     ignore_ranges: bool = False
     drop_at: int | None = None  # close the connection there ...
     drops: int = 1  # ... this many times
-    stall_at: int | None = None  # fall silent there until the server is released
+    stall_at: int | None = None  # fall silent there until released, then go on
     errors: int = 0  # answer 500 this many times
     missing: bool = False  # listed, but 404
     wrong: bytes | None = None  # other bytes under the same name
@@ -224,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         if behaviour.stall_at is not None and not self.state.released.is_set():
             end, stalls = max(begin, behaviour.stall_at), True
         status = HTTPStatus.PARTIAL_CONTENT if begin else HTTPStatus.OK
-        self._note(name, asked, status, end - begin)
+        self._note(name, asked, status, (len(whole) if stalls else end) - begin)
         self.send_response(status)
         self.send_header("Content-Length", str(len(whole) - begin))
         if begin:
@@ -234,6 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(whole[begin:end])
         if stalls:
             self.state.released.wait(30)
+            with contextlib.suppress(OSError):  # the client was killed meanwhile
+                self.wfile.write(whole[end:])
 
     def _note(self, name: str, asked: str, status: HTTPStatus, sent: int) -> None:
         self.state.served.append(Served(name, asked, int(status), sent))

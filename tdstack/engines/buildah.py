@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 
 from tdstack.assemble.image import Image, write_layout
 from tdstack.engines.base import Probe, RunRequest, RunResult, StoredImage
-from tdstack.engines.export import read_layout
+from tdstack.engines.export import adopt_folder
 from tdstack.errors import HostError, UpstreamError
 from tdstack.process import last_words, run
 
@@ -99,8 +99,15 @@ class Buildah:
 
     def export(self, ref: str, layout: Path) -> Image:
         """Write the image into the OCI layout, layers uncompressed."""
-        self._must(run(["buildah", "push", "--quiet", "-D", ref, f"oci:{layout}:export"]))
-        return read_layout(layout)
+        # An oci: target compresses whatever it is told; a dir: one takes layers as they are.
+        saved = layout.parent / f"saved-{uuid.uuid4().hex[:8]}"
+        try:
+            self._must(
+                run(["buildah", "push", "--quiet", "--disable-compression", ref, f"dir:{saved}"])
+            )
+            return adopt_folder(saved, layout)
+        finally:
+            shutil.rmtree(saved, ignore_errors=True)
 
     def run(self, request: RunRequest) -> RunResult:
         """Run a command in a throw-away container, without a network."""

@@ -1,4 +1,4 @@
-"""Reading an image that somebody else made out of an OCI layout."""
+"""Reading an image back out of an engine."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ from tdstack.errors import HostError
 from tdstack.lock.model import Platform
 
 
-def read_layout(layout: Path) -> Image:
-    """Return the one image of an OCI layout whose layers are not compressed.
+def adopt_folder(saved: Path, layout: Path) -> Image:
+    """Move the blobs of a `dir:` export into an OCI layout; return the image.
 
-    Raises: HostError for a platform that tdstack does not build for.
+    Raises: HostError for a platform that tdstack does not build for, or for layers that are
+    compressed.
     """
-    index = json.loads((layout / "index.json").read_text())
-    manifest = _blob(layout, index["manifests"][-1]["digest"])
-    config = _blob(layout, manifest["config"]["digest"])
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
+    manifest = json.loads((saved / "manifest.json").read_text())
+    config = json.loads((saved / manifest["config"]["digest"].split(":")[1]).read_text())
     sizes = {layer["digest"]: layer["size"] for layer in manifest["layers"]}
+    if set(sizes) != set(config["rootfs"]["diff_ids"]):
+        raise HostError("the engine exported compressed layers", where=str(saved))
+    for digest in sizes:
+        name = digest.split(":")[1]
+        (saved / name).replace(blobs / name)
     return image_of(config, sizes)
 
 
@@ -59,9 +66,3 @@ def _platform(config: dict[str, Any]) -> Platform:
 
 def _empty(history: dict[str, Any]) -> bool:
     return bool(history.get("empty_layer"))
-
-
-def _blob(layout: Path, digest: str) -> dict[str, Any]:
-    text = (layout / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_text()
-    data: dict[str, Any] = json.loads(text)
-    return data
