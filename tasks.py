@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from tdstack import console, verbs
-from tdstack.errors import ExitCode, TdstackError
+from tdstack.errors import HostError, TdstackError
 from tdstack.stack import Request
 from tdstack.workspace import Workspace
 
@@ -42,19 +43,32 @@ def verb(function: Callable[..., None]) -> Any:
         try:
             function(c, *args, **kwargs)
         except TdstackError as error:
-            console.show_error(error)
-            if kwargs.get("json"):
-                console.emit_json(error.as_dict())
-            raise Exit(code=int(error.code)) from error
+            end_with(error, error, kwargs)
+        except OSError as error:
+            # Disks fill up and rights are missing wherever files are written.
+            full = error.errno == errno.ENOSPC
+            shown = HostError(
+                "the disk is full" if full else "a file cannot be read or written",
+                where=str(error.filename or ""),
+                got=error.strerror or str(error),
+                remedy="free some space and run the verb again; it resumes" if full else "",
+            )
+            end_with(shown, error, kwargs)
         except KeyboardInterrupt as error:
             console.say("interrupted; run the verb again, it resumes")
             raise Exit(code=130) from error
-        except BrokenPipeError as error:
-            raise Exit(code=int(ExitCode.CHECK_FAILED)) from error
 
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
     helps = {name: HELP[name] for name in names if name in HELP}
     return task(help={**helps, **getattr(function, "helps", {})})(wrapped)
+
+
+def end_with(error: TdstackError, cause: BaseException, options: dict[str, Any]) -> NoReturn:
+    """End the verb with the error's message, as JSON too when asked, and its exit code."""
+    console.show_error(error)
+    if options.get("json"):
+        console.emit_json(error.as_dict())
+    raise Exit(code=int(error.code)) from cause
 
 
 def helps(**texts: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

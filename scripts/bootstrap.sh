@@ -81,7 +81,7 @@ engine_works() {
 ensure_engine() {
   local -a packages=()
   if engine_works; then
-    say "a container engine works: $(command -v buildah || command -v docker)"
+    say "a container engine works"
   else
     packages+=(buildah crun)
   fi

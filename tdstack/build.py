@@ -171,6 +171,8 @@ class Builder:
         extra = recipe_entries(layer, self._root)
         if layer.name == "base":
             extra += venv_entries(self._plan.stack.python, self._interpreter, self._plan.site)
+            if self._plan.stack.rootfs is None:  # ours makes it together with its user
+                extra.append(Entry("home/tdstack", "folder", 0o775))
         if layer.name == "kernels":
             wheels.append(self._own_kernels(layer, layout))
             extra.append(self._manifest())

@@ -15,12 +15,16 @@ _DEFAULT_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple
 
 @dataclass(frozen=True)
 class PipConfig:
-    """Indexes (simple API addresses), local or remote link folders, and TLS settings."""
+    """Indexes (simple API addresses), link folders, TLS settings and proxy.
+
+    Of `find_links` only local folders are looked into when files are fetched.
+    """
 
     indexes: tuple[str, ...]
     find_links: tuple[str, ...]
     certificate: str | None
     trusted_hosts: tuple[str, ...]
+    proxy: str | None = None
 
     def uv_environment(self) -> dict[str, str]:
         """Return the variables that make uv see the same indexes as pip."""
@@ -34,6 +38,8 @@ class PipConfig:
             environment["SSL_CERT_FILE"] = self.certificate
         if self.trusted_hosts:
             environment["UV_INSECURE_HOST"] = " ".join(self.trusted_hosts)
+        if self.proxy:
+            environment |= {"HTTP_PROXY": self.proxy, "HTTPS_PROXY": self.proxy}
         return environment
 
 
@@ -55,6 +61,7 @@ def pip_config() -> PipConfig:
         find_links=tuple(values.get("find-links", "").split()),
         certificate=certificate or os.environ.get("SSL_CERT_FILE"),
         trusted_hosts=tuple(values.get("trusted-host", "").split()),
+        proxy=values.get("proxy"),
     )
 
 

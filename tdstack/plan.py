@@ -2,7 +2,9 @@
 
 A layer's key is the sha256 over everything that decides its bytes: its packages' hashes,
 its recipe, its parent's key, the target, and the format below. Equal keys mean equal
-layers, so a store, a registry and a fresh build are interchangeable.
+layers, so a store, a registry and a fresh build are interchangeable. (One exception is
+announced when it happens: other versions of mmdebstrap, apt and dpkg than the lock's lay out
+the same Debian packages in other bytes.)
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from tdstack.lock.model import LayerName, LockedFile
@@ -72,6 +75,7 @@ class Plan:
             "schema": 1,
             "cuda": self.stack.cuda,
             "experimental": self.stack.line.experimental,
+            "notes": list(self.stack.notes),
             "triton": self.stack.flavour,
             "torch": self.stack.torch,
             "platform": self.stack.platform,
@@ -120,6 +124,8 @@ def make_plan(stack: Stack, root: Path) -> Plan:
             question["base"] = _base_question(stack)
         if name == "kernels":
             question["slice"] = lock_slice
+            # It writes its own name and version into the wheel that it builds.
+            question["backend"] = metadata.version("hatchling")
         key = _digest(question)
         layers.append(
             Layer(

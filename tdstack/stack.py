@@ -11,13 +11,14 @@ from typing import Literal, TypeVar
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
-from tdstack.errors import UsageError
+from tdstack.errors import IntegrityError, UsageError
 from tdstack.lock.model import (
     LayerName,
     Lock,
     LockedFile,
     LockedLine,
     LockedRootfs,
+    LockedTritonDistributed,
     Platform,
     PythonMinor,
     TorchVariant,
@@ -80,6 +81,7 @@ class Stack:
     base: str
     rootfs: LockedRootfs | None
     packages: dict[LayerName, tuple[Package, ...]]
+    notes: tuple[str, ...] = ()
 
     def all_packages(self) -> Iterator[Package]:
         """Yield the packages in layer order."""
@@ -91,7 +93,7 @@ def make_stack(lock: Lock, request: Request) -> Stack:
     """Select the stack that `request` names out of the lock.
 
     Raises: UsageError for a line, flavour, variant, platform or Python that the lock does
-    not hold, naming the ones it holds.
+    not hold, naming the ones it holds; IntegrityError for a fork wheel that does not fit.
     """
     line = lock.lines.get(request.cuda)
     if line is None:
@@ -128,10 +130,62 @@ def make_stack(lock: Lock, request: Request) -> Stack:
         packages[layer] = tuple(_package(lock, ref, python, platform, glibc) for ref in refs)
     _check_missing(closure.missing, flavour, python, platform)
     if flavour == "distributed":
+        _check_fork(request.fork, lock.triton_distributed, python, platform, glibc)
         packages["triton"] = _with_fork(lock, line, request, packages.get("triton", ()))
     return Stack(
-        request.cuda, line, flavour, torch, platform, python, request.base, rootfs, packages
+        request.cuda,
+        line,
+        flavour,
+        torch,
+        platform,
+        python,
+        request.base,
+        rootfs,
+        packages,
+        _notes(request.cuda, line, torch, platform, packages),
     )
+
+
+def _notes(
+    cuda: str,
+    line: LockedLine,
+    torch: TorchVariant,
+    platform: Platform,
+    packages: dict[LayerName, tuple[Package, ...]],
+) -> tuple[str, ...]:
+    notes = [f"CUDA {cuda} is experimental: {line.experimental}"] if line.experimental else []
+    brought = [p.name for p in packages.get("torch", ()) if p.name.startswith("nvidia-")]
+    if torch == "cuda" and not brought:
+        notes.append(f"for {platform} the package index holds a CPU build of this torch only")
+    return tuple(notes)
+
+
+def _check_fork(
+    fork: ForkWheel | None,
+    pinned: LockedTritonDistributed,
+    python: PythonMinor,
+    platform: Platform,
+    glibc: str,
+) -> None:
+    if fork is None:
+        return
+    if fork.version.split("+")[0] != pinned.base_version:
+        raise IntegrityError(
+            f"{fork.file.name} is built on another Triton than torch pins",
+            where="--wheel",
+            expected=pinned.base_version,
+            got=fork.version,
+        )
+    ranks = _tag_ranks(python, platform, glibc)
+    if not parse_wheel_filename(fork.file.name)[3] & ranks.keys():
+        raise IntegrityError(
+            f"{fork.file.name} does not run on this base",
+            where="--wheel",
+            expected=f"a wheel for Python {python}, {platform}, glibc {glibc} or older",
+            got=fork.file.name.rsplit("-", 3)[1],
+            remedy="give a wheel built for this base, or name a base that fits with "
+            "--base REF@sha256:... and --python",
+        )
 
 
 def _with_fork(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -23,6 +22,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from tdstack.errors import IntegrityError, UpstreamError, UsageError
 from tdstack.lock.model import LockedFile, LockedTritonDistributed
 from tdstack.pipconf import pip_config
+from tdstack.process import find, run
 from tdstack.rootfs import SOURCE_DATE_EPOCH
 from tdstack.stack import ForkWheel
 from tdstack.wheelhouse.store import Store, sha256_of
@@ -56,15 +56,24 @@ def take_wheel(source: str, store: Store) -> ForkWheel:
 def fork_wheel(
     pinned: LockedTritonDistributed, folders: Sequence[Path], store: Store
 ) -> ForkWheel | None:
-    """Return the fork that the host has already: in a wheelhouse folder, or built earlier."""
-    candidates = [
+    """Return the fork that the host has already: in a wheelhouse folder, or built earlier.
+
+    Raises: UsageError when a folder holds several; IntegrityError for one that is not it.
+    """
+    given = [
         path
         for folder in folders
         for path in ([folder] if folder.is_file() else sorted(folder.glob("*.whl")))
         if re.match(r"triton[_-]dist(ributed)?-|triton-[^-]*\+dist", path.name)
     ]
+    if len(given) > 1:
+        raise UsageError(
+            "the wheelhouse holds more than one Triton-distributed",
+            where=", ".join(path.name for path in given),
+            remedy="name the one to take with --wheel FILE",
+        )
     built = _built(pinned, store)
-    candidates += [built] if built.is_file() else []
+    candidates = given or ([built] if built.is_file() else [])
     return relabel(candidates[0], store) if candidates else None
 
 
@@ -74,13 +83,11 @@ def build_from_commit(pinned: LockedTritonDistributed, store: Store) -> ForkWhee
     Raises: UpstreamError when its sources cannot be had, with the other ways in.
     """
     target = _built(pinned, store)
-    reach = subprocess.run(
-        ["git", "ls-remote", "--exit-code", pinned.repository, "HEAD"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+    git = find("git", "apt-get install git, or " + REMEDIES)
+    reach = run(
+        [git, "ls-remote", "--exit-code", pinned.repository, "HEAD"],
+        environment={"GIT_TERMINAL_PROMPT": "0"},
+        limit_s=60,
     )
     if reach.returncode:
         raise UpstreamError(
@@ -92,13 +99,7 @@ def build_from_commit(pinned: LockedTritonDistributed, store: Store) -> ForkWhee
     with tempfile.TemporaryDirectory(dir=store.work()) as folder:
         requirement = f"triton_dist @ git+{pinned.repository}@{pinned.commit}"
         command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, requirement]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "MAX_JOBS": str(_jobs())},
-        )
+        done = run(command, environment={"MAX_JOBS": str(_jobs())})
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             raise UpstreamError(

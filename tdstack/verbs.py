@@ -30,6 +30,8 @@ def lock(workspace: Workspace, *, upgrade: bool, only: str, check: bool, dry: bo
         return
     if only and only not in PARTS:
         raise UsageError(f"unknown part {only!r}", where="--only", expected=", ".join(PARTS))
+    if only and not upgrade:
+        raise UsageError("--only says which pins --upgrade moves", where="--only")
     moved = ([only] if only else list(PARTS)) if upgrade else []
     new = update_lock(workspace.root, upgrade=moved, fetch_debs=workspace.fetch_debs, say=say)
     if dry:
@@ -52,7 +54,7 @@ def plan(workspace: Workspace, request: Request, *, wheel: str, engine: str, as_
             layer["from"] = place
         emit_json(data)
         return made
-    _experimental(made)
+    _warn_of(made)
     rows = []
     for layer, place in zip(made.layers, origin, strict=True):
         rows.append([layer.name, "", f"from {place}", "", layer.key[:20]])
@@ -79,10 +81,10 @@ def fetch(workspace: Workspace, request: Request, *, wheel: str, as_json: bool, 
     files = made.files
     if dry:
         absent = [f for f in files if not workspace.store.has(f)]
-        say(
-            f"dry run: {len(absent)} of {len(files)} files to fetch, "
-            f"{megabytes(sum(f.size for f in absent))}"
-        )
+        missing_bytes = sum(f.size for f in absent)
+        if as_json:
+            emit_json({"files": len(files), "missing": len(absent), "bytes": missing_bytes})
+        say(f"dry run: {len(absent)} of {len(files)} files to fetch, {megabytes(missing_bytes)}")
         return
     begin = time.monotonic()
     absent = workspace.verify_present(files)
@@ -113,11 +115,13 @@ def build(
     if dry:
         plan(workspace, request, wheel=wheel, engine=engine, as_json=as_json)
         return None
+    if output and not Path(output).absolute().parent.is_dir():
+        raise UsageError("no such folder", where=f"--output {output}")
     choice = choose_engine(engine)
     say(f"engine: {choice.reason}")
     request = pinned_base(choice.engine, request)
     made = acquired(workspace, request, wheel, dry=False)
-    _experimental(made)
+    _warn_of(made)
     builder = Builder(made, choice.engine, workspace.store, workspace.root, say)
     report = builder.build(
         lambda files: _ignore(workspace.fetch(files)), Path(output) if output else None
@@ -208,9 +212,9 @@ def _origins(made: Plan, engine: str) -> list[str]:
     return ["local" if n < present else "build" for n in range(len(made.layers))]
 
 
-def _experimental(made: Plan) -> None:
-    if made.stack.line.experimental:
-        warn(f"CUDA {made.stack.cuda} is experimental: {made.stack.line.experimental}")
+def _warn_of(made: Plan) -> None:
+    for note in made.stack.notes:
+        warn(note)
 
 
 def _ignore(_: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdstack.console import FetchProgress, megabytes, say
-from tdstack.errors import IntegrityError
+from tdstack.errors import IntegrityError, UsageError
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import LockedDeb, LockedFile
 from tdstack.pipconf import pip_config
@@ -35,6 +35,8 @@ class Workspace:
     def here(wheelhouse: str = "", root: Path = ROOT) -> Workspace:
         """Return the workspace of this checkout; `wheelhouse` is a folder or a file."""
         folders = (Path(wheelhouse).expanduser(),) if wheelhouse else ()
+        if folders and not folders[0].exists():
+            raise UsageError("no such file or folder", where=f"--wheelhouse {wheelhouse}")
         return Workspace(root, Store(default_cache()), folders)
 
     def plan(self, request: Request, wheel: str = "") -> Plan:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import csv
 import hashlib
+import io
 import re
 import sys
 import threading
@@ -69,7 +71,9 @@ def make_wheel() -> MakeWheel:
     """Return the wheel writer.
 
     `files` maps names in the wheel to content; `{data}` in a name stands for the wheel's .data
-    folder and `{info}` for its .dist-info. `executable` names those that carry the x bit.
+    folder and `{info}` for its .dist-info. `executable` names those that carry the x bit;
+    scripts always do.
+    What `files` says of RECORD, METADATA and the like goes before what would be written.
     """
     return _write_wheel
 
@@ -92,30 +96,32 @@ def _write_wheel(
     }
     members |= {f"{data}/scripts/{k}": _encoded(v) for k, v in scripts.items()}
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\nMade by a test.\n"
-    members[f"{info}/METADATA"] = metadata.encode()
+    members.setdefault(f"{info}/METADATA", metadata.encode())
     members[f"{info}/WHEEL"] = (
         f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: {pure}\nTag: {tag}\n".encode()
     )
     if entry_points:
         members[f"{info}/entry_points.txt"] = entry_points.encode()
-    rows = [f"{member},{record_hash(content)}" for member, content in members.items()]
-    members[f"{info}/RECORD"] = ("\n".join([*rows, f"{info}/RECORD,,"]) + "\n").encode()
+    record = io.StringIO()
+    rows = [(member, *record_hash(content)) for member, content in members.items()]
+    csv.writer(record, lineterminator="\n").writerows([*rows, (f"{info}/RECORD", "", "")])
+    members.setdefault(f"{info}/RECORD", record.getvalue().encode())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stem}-{tag}.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, content in members.items():
             entry = zipfile.ZipInfo(member, ZIP_TIME)
-            marked = any(member == e.format(data=data, info=info) for e in executable)
+            marked = member in executable or member.startswith(f"{data}/scripts/")
             entry.external_attr = (0o100755 if marked else 0o100644) << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, content)
     return path
 
 
-def record_hash(content: bytes) -> str:
-    """Return `sha256=...,size` as RECORD wants it."""
+def record_hash(content: bytes) -> tuple[str, str]:
+    """Return hash and size as RECORD wants them."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=")
-    return f"sha256={digest.decode()},{len(content)}"
+    return f"sha256={digest.decode()}", str(len(content))
 
 
 def _encoded(content: bytes | str) -> bytes:

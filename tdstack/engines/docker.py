@@ -29,7 +29,7 @@ TIMEOUT_S = 1800
 
 
 class Docker:
-    """The images and containers of a Docker daemon (DOCKER_HOST, contexts, the local socket)."""
+    """The images and containers of a Docker daemon (DOCKER_HOST, or the local socket)."""
 
     name = "docker"
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import requests
 
-from tdstack.errors import HostError, IntegrityError, UpstreamError
+from tdstack.errors import HostError, UpstreamError
 from tdstack.lock.model import LockedDeb, LockedFile
 from tdstack.wheelhouse.sources import TIMEOUT_S, Place, Sources
 from tdstack.wheelhouse.store import Store
@@ -97,18 +97,16 @@ def _fetch_one(file: LockedFile, store: Store, sources: Sources, progress: Progr
         if store.has(file):  # another process was faster
             return
         tried: list[str] = []
-        bad: IntegrityError | None = None
+        # A place with other bytes ends the fetch: going on to the next one would hide it.
         for place in sources.places(file):
             try:
                 _take(file, place, store, sources.session, progress)
-            except IntegrityError as error:
-                bad = error
             except UpstreamError as error:
                 tried.append(f"{place}: {error.got}")
             else:
                 progress.finish(file, str(place))
                 return
-        raise bad or _nowhere(file, tried)
+        raise _nowhere(file, tried)
 
 
 def _nowhere(file: LockedFile, tried: Sequence[str]) -> UpstreamError:

@@ -37,20 +37,40 @@ class Place:
         return str(self.path) if self.path else _without_credentials(self.url)
 
 
+class _PipSession(requests.Session):
+    """A session with pip's own certificate, proxy and trusted hosts."""
+
+    def __init__(self, pip: PipConfig) -> None:
+        super().__init__()
+        self._trusted = {host.split(":")[0] for host in pip.trusted_hosts}
+        if pip.certificate:
+            self.verify = pip.certificate
+        if pip.proxy:
+            self.proxies.update({"http": pip.proxy, "https": pip.proxy})
+
+    def merge_environment_settings(  # type: ignore[no-untyped-def]
+        self, url, proxies, stream, verify, cert
+    ):
+        """Leave certificates unchecked for hosts that pip was told to trust."""
+        settings = super().merge_environment_settings(url, proxies, stream, verify, cert)
+        if urlsplit(url).hostname in self._trusted:
+            settings["verify"] = False
+        return settings
+
+
 class Sources:
     """Finds the places of a file, nearest first."""
 
     def __init__(self, pip: PipConfig, folders: Sequence[Path] = ()) -> None:
         self._pip = pip
         self._folders = [*folders, *(p for link in pip.find_links if (p := _local(link)))]
-        self.session = requests.Session()
-        if pip.certificate:
-            self.session.verify = pip.certificate
+        self.session = _PipSession(pip)
         self._pages: dict[tuple[str, str], dict[str, str]] = {}
 
     def places(self, file: LockedFile) -> Iterable[Place]:
-        """Yield every place that lists the file. Places that cannot be reached are skipped;
-        `unreachable` names them.
+        """Yield every place that lists the file.
+
+        Raises: UpstreamError for an index that cannot be read.
         """
         base = Path(file.name).name
         for folder in self._folders:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Store:
                 copy.unlink(missing_ok=True)
                 os.link(candidate, copy)
             except OSError:
-                copy.write_bytes(candidate.read_bytes())
+                shutil.copyfile(candidate, copy)
             copy.replace(target)
         return target
 
@@ -121,8 +122,8 @@ class Store:
             where=origin,
             expected=f"sha256 {file.sha256}",
             got=f"sha256 {got}",
-            remedy=f"the bytes were set aside as {kept}; run `invoke fetch` again, and do not "
-            "trust the source if it happens twice",
+            remedy=f"the bytes are kept as {kept}; run `invoke fetch` again, and do not trust the "
+            "source if it happens twice",
         )
 
     def _quarantine(self, path: Path, got: str) -> Path:
