@@ -21,7 +21,7 @@ from tdstack.stack import Request, make_stack
 SITE = f"{PREFIX}/lib/python3.11/site-packages"
 # The digest that this format gives for the wheel below. A build reuses every layer whose key
 # is there, so other bytes under the same key would never reach anybody's store.
-KNOWN = {1: "d17858429d038c6f508a6502f8ef794de98f35a6c431f9c9b893e69c21a95442"}
+KNOWN = {1: "53a8e9d8a0a63f5e40484506c658526b6219ad67212bafce5ff355eaad3f81ab"}
 
 
 def a_wheel(folder: Path) -> Path:
