@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -68,3 +69,8 @@ def pip_config() -> PipConfig:
 def _python(arguments: list[str]) -> str:
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     return done.stdout
+
+
+def without_credentials(text: str) -> str:
+    """Return `text` with user names and passwords of its addresses replaced by ***."""
+    return re.sub(r"//[^/@\s]*@", "//***@", text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeVar
@@ -240,7 +240,7 @@ def _package(lock: Lock, ref: str, python: str, platform: Platform, glibc: str) 
 
 
 def best_wheel(
-    ref: str, files: list[LockedFile], python: str, platform: Platform, glibc: str
+    ref: str, files: Sequence[LockedFile], python: str, platform: Platform, glibc: str
 ) -> LockedFile:
     """Return the wheel that an installer would choose for the target.
 

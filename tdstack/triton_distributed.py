@@ -7,21 +7,27 @@ libtriton.so decides whether a wheel is the fork; its name and version prove not
 
 from __future__ import annotations
 
+import base64
+import csv
 import hashlib
+import io
 import os
 import re
 import sys
 import tempfile
+import time
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.version import Version
 
 from tdstack.errors import IntegrityError, UpstreamError, UsageError
 from tdstack.lock.model import LockedFile, LockedTritonDistributed
-from tdstack.pipconf import pip_config
+from tdstack.pipconf import pip_config, without_credentials
 from tdstack.process import find, run
 from tdstack.rootfs import SOURCE_DATE_EPOCH
 from tdstack.stack import ForkWheel
@@ -74,7 +80,7 @@ def fork_wheel(
         )
     built = _built(pinned, store)
     candidates = given or ([built] if built.is_file() else [])
-    return relabel(candidates[0], store) if candidates else None
+    return relabel(candidates[0].resolve(), store) if candidates else None
 
 
 def build_from_commit(pinned: LockedTritonDistributed, store: Store) -> ForkWheel:
@@ -125,7 +131,8 @@ def relabel(path: Path, store: Store) -> ForkWheel:
         file = LockedFile(name=path.name, sha256=digest, size=path.stat().st_size)
         store.admit(path, file, origin=str(path), move=False)
         return ForkWheel(file, version)
-    label = f"{version.split('+')[0]}+dist.{digest[:8]}"
+    # Through Version, because PEP 440 drops leading zeros of a label that is all digits.
+    label = str(Version(f"{version.split('+')[0]}+dist.{digest[:8]}"))
     tags = "-".join(path.name.removesuffix(".whl").split("-")[-3:])
     with tempfile.TemporaryDirectory(dir=store.work()) as folder:
         out = Path(folder, f"triton-{label}-{tags}.whl")
@@ -149,8 +156,13 @@ def _inspect(path: Path) -> tuple[str, str, str]:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            library = archive.read(LIBRARY) if LIBRARY in archive.namelist() else None
-    except (zipfile.BadZipFile, OSError) as error:
+            names = archive.namelist()
+            library = archive.read(LIBRARY) if LIBRARY in names else None
+            info = [n.split("/")[0] for n in names if n.endswith(".dist-info/METADATA")]
+            if len(info) != 1:
+                raise KeyError(f"{len(info)} METADATA files")
+            archive.getinfo(f"{info[0]}/RECORD")
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError) as error:
         raise IntegrityError(f"{path.name} is not a whole wheel", got=str(error)) from error
     if library is None:
         raise IntegrityError(
@@ -174,9 +186,9 @@ def _rewrite(path: Path, out: Path, label: str, digest: str) -> None:
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(out, "w") as target:
         old = next(n.split("/")[0] for n in source.namelist() if ".dist-info/" in n)
         new = f"triton-{label}.dist-info"
-        rows: list[str] = []
+        rows: list[tuple[str, str, str]] = []
         record = source.read(f"{old}/RECORD").decode().splitlines()
-        recorded = {row.split(",", 1)[0]: row for row in record if row}
+        recorded = {row[0]: (row[1], row[2]) for row in csv.reader(record) if len(row) == 3}
         changed = {
             f"{old}/METADATA": _metadata(source.read(f"{old}/METADATA"), label),
             f"{old}/PROVENANCE": f"file: {path.name}\nsha256: {digest}\n".encode(),
@@ -188,7 +200,7 @@ def _rewrite(path: Path, out: Path, label: str, digest: str) -> None:
                 continue
             data = changed.pop(info.filename, None)
             if data is None and info.filename in recorded:
-                rows.append(name + recorded[info.filename][len(info.filename) :])
+                rows.append((name, *recorded[info.filename]))
             else:
                 data = source.read(info) if data is None else data
                 rows.append(_row(name, data))
@@ -197,8 +209,10 @@ def _rewrite(path: Path, out: Path, label: str, digest: str) -> None:
             name = leftover.replace(f"{old}/", f"{new}/")
             rows.append(_row(name, data))
             _put(target, name, data, 0o644 << 16)
-        rows.append(f"{new}/RECORD,,")
-        _put(target, f"{new}/RECORD", ("\n".join(rows) + "\n").encode(), 0o644 << 16)
+        rows.append((f"{new}/RECORD", "", ""))
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        _put(target, f"{new}/RECORD", text.getvalue().encode(), 0o644 << 16)
 
 
 def _metadata(text: bytes, label: str) -> bytes:
@@ -208,16 +222,12 @@ def _metadata(text: bytes, label: str) -> bytes:
     return head + separator + body
 
 
-def _row(name: str, data: bytes) -> str:
-    import base64
-
+def _row(name: str, data: bytes) -> tuple[str, str, str]:
     digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-    return f"{name},sha256={digest},{len(data)}"
+    return name, f"sha256={digest}", str(len(data))
 
 
 def _put(target: zipfile.ZipFile, name: str, data: bytes, attributes: int) -> None:
-    import time
-
     info = zipfile.ZipInfo(name, time.gmtime(SOURCE_DATE_EPOCH)[:6])
     info.external_attr, info.compress_type = attributes, zipfile.ZIP_DEFLATED
     info.create_system = 3
@@ -233,12 +243,12 @@ def _download(source: str, store: Store) -> Path:
     if not match:
         raise UsageError(
             "an address of a wheel needs its hash",
-            where=f"--wheel {address}",
+            where=f"--wheel {without_credentials(address)}",
             expected="URL#sha256=HEX (64 digits)",
         )
     folder = store.work() / match.group(1)
     folder.mkdir(exist_ok=True)
-    target = folder / unquote(address.rsplit("/", 1)[-1])
+    target = folder / unquote(urlsplit(address).path.rsplit("/", 1)[-1])
     if not target.exists():
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         try:
@@ -252,8 +262,8 @@ def _download(source: str, store: Store) -> Path:
             partial.unlink(missing_ok=True)
             raise UpstreamError(
                 "the wheel cannot be downloaded",
-                where=address,
-                got=str(error)[:300],
+                where=without_credentials(address),
+                got=without_credentials(str(error))[:300],
                 remedy=REMEDIES,
             ) from error
         partial.replace(target)
@@ -262,7 +272,7 @@ def _download(source: str, store: Store) -> Path:
         target.unlink()
         raise IntegrityError(
             f"{target.name} is not the file that was asked for",
-            where=address,
+            where=without_credentials(address),
             expected=f"sha256 {match.group(1)}",
             got=f"sha256 {got}",
             remedy="do not trust the address; " + REMEDIES,

@@ -17,6 +17,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -153,13 +154,17 @@ class Served:
 
 @dataclass
 class IndexServer:
-    """A package index and its files on 127.0.0.1; also a Debian mirror under /debian/."""
+    """A package index and its files on 127.0.0.1; also a Debian mirror, and a proxy.
+
+    `hosts` lists the hosts that it was asked for as a proxy.
+    """
 
     address: str
     files: dict[str, bytes] = field(default_factory=dict)
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     served: list[Served] = field(default_factory=list)
     index_errors: int = 0
+    hosts: list[str] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -188,7 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
     state: IndexServer
 
     def do_GET(self) -> None:
-        path = self.path.split("?")[0]
+        address = urlsplit(self.path)  # a whole address when this server is asked as a proxy
+        path = address.path
+        if address.hostname:
+            self.state.hosts.append(address.hostname)
         if path.startswith("/simple/"):
             self._index(path.removeprefix("/simple/").strip("/"))
         elif path.startswith("/files/"):
@@ -266,6 +274,8 @@ def _project(filename: str) -> str:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[IndexServer]:
     """Run an index without files; tests add files and say how each is served."""
     # Whatever proxy this host has must not see these requests.
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     handler = type("Handler", (_Handler,), {})

@@ -222,7 +222,6 @@ def test_corrupt_text_is_refused_with_our_error_or_is_a_valid_lock(
         assert parse_lock(dump_lock(read)) == read
 
 
-@pytest.mark.xfail(strict=True, reason="BUG lock/io.py: only JSONDecodeError is caught")
 @pytest.mark.parametrize(
     "text",
     [
@@ -235,7 +234,6 @@ def test_json_that_python_cannot_hold_is_an_integrity_error(text: str) -> None:
         parse_lock(text)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG lock/model.py: Lock.packages admits empty lists")
 def test_a_package_with_an_empty_list_of_files_is_refused() -> None:
     with pytest.raises(IntegrityError):
         parse_lock(_changed(lambda data: data["packages"].update({TORCH: []})))
@@ -259,7 +257,6 @@ def _a_reference_with_two_versions(data: dict[str, Any]) -> None:
         closure["layers"]["base"] = ["pip==1==2"]
 
 
-@pytest.mark.xfail(strict=True, reason="BUG lock/model.py: too loose for stack.py to rely on")
 @pytest.mark.parametrize(
     "corrupt",
     [
@@ -414,7 +411,6 @@ def test_triton_dist_of_the_index_is_refused_by_name_before_uv_runs(
     assert "overwrites Triton" in caught.value.got
 
 
-@pytest.mark.xfail(strict=True, reason="BUG lock/resolve.py: InvalidRequirement is not caught")
 def test_a_requirement_that_cannot_be_read_is_a_usage_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

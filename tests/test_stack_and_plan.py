@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tdstack.errors import UsageError
+from tdstack.errors import IntegrityError, UsageError
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import Lock, LockedFile, Platform
 from tdstack.plan import LABEL, Layer, Plan, make_plan
@@ -309,7 +309,7 @@ def test_13_0_with_triton_distributed_is_refused_with_a_remedy() -> None:
 
 def test_13_0_with_stock_triton_says_that_it_is_experimental() -> None:
     plan = _plan(cuda="13.0")
-    assert plan.as_dict()["experimental"]
+    assert plan.as_dict()["experimental"] == LOCK.lines["13.0"].experimental
     assert plan.final.labels[f"{LABEL}.experimental"] == LOCK.lines["13.0"].experimental
 
 
@@ -328,12 +328,7 @@ def test_arm64_on_the_rootfs_is_refused_naming_the_platforms_that_have_one() -> 
 
 
 def test_arm64_with_the_fork_is_a_stack_of_arm_wheels() -> None:
-    fork = ForkWheel(
-        LockedFile(
-            name="triton-3.4.0+dist.0a-cp312-cp312-linux_aarch64.whl", sha256="0" * 64, size=1
-        ),
-        "3.4.0+dist.0a",
-    )
+    fork = _fork("cp312-cp312-linux_aarch64")
     request = Request(platform="linux/arm64", base=OTHER_BASE, fork=fork)
     names = [p.file.name for p in make_stack(LOCK, request).all_packages() if p.file]
     assert not [name for name in names if "x86_64" in name]
@@ -376,13 +371,31 @@ def test_a_python_that_the_lock_lacks_is_refused_naming_those_it_holds() -> None
     assert "--python 3.12 --platform linux/amd64" in error.expected
 
 
-@pytest.mark.xfail(strict=True, reason="BUG stack.py _with_fork: the fork's tags are not looked at")
-@pytest.mark.parametrize("tag", ["cp312-cp312-linux_x86_64", "cp311-cp311-linux_aarch64"])
+def _fork(tag: str, version: str = "3.4.0+dist.0a") -> ForkWheel:
+    file = LockedFile(name=f"triton-{version}-{tag}.whl", sha256="0" * 64, size=1)
+    return ForkWheel(file, version)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "cp312-cp312-linux_x86_64",
+        "cp311-cp311-linux_aarch64",
+        "cp311-cp311-manylinux_2_39_x86_64",
+        "cp311-cp311-musllinux_1_2_x86_64",
+    ],
+)
 def test_a_fork_wheel_for_another_target_is_refused(tag: str) -> None:
-    name = f"triton-3.4.0+dist.0a-{tag}.whl"
-    fork = ForkWheel(LockedFile(name=name, sha256="0" * 64, size=1), "3.4.0+dist.0a")
-    with pytest.raises(UsageError):
-        make_stack(LOCK, Request(fork=fork))
+    with pytest.raises(IntegrityError) as caught:
+        make_stack(LOCK, Request(fork=_fork(tag)))
+    assert "Python 3.11, linux/amd64, glibc 2.36" in caught.value.expected
+    assert tag.split("-")[0] in caught.value.what
+
+
+def test_a_fork_of_another_triton_is_refused() -> None:
+    with pytest.raises(IntegrityError) as caught:
+        make_stack(LOCK, Request(fork=_fork("cp311-cp311-linux_x86_64", "3.3.0+dist.0a")))
+    assert (caught.value.expected, caught.value.got) == ("3.4.0", "3.3.0+dist.0a")
 
 
 # ------------------------------------------------------------------------------------- wheels

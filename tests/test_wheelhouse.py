@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -169,6 +170,25 @@ def test_an_index_in_a_folder_supplies_a_file(tmp_path: Path, store: Store) -> N
     assert store.path(file).read_bytes() == b"content"
 
 
+def test_pips_proxy_is_used_for_pages_and_files(store: Store, server: IndexServer) -> None:
+    file = server.add(WHEEL, b"content")
+    pip = PipConfig(("http://packages.invalid/simple/",), (), None, (), proxy=server.address)
+    fetch([file], store, Sources(pip), Quiet())
+    assert store.has(file)
+    assert server.hosts == ["packages.invalid", "packages.invalid"]
+
+
+def test_certificates_go_unchecked_for_pips_trusted_hosts_alone() -> None:
+    pip = PipConfig((), (), "/ca.pem", ("own.test", "other.test:8443"))
+    session: Any = Sources(pip).session
+    found = {
+        host: session.merge_environment_settings(f"https://{host}/", {}, None, None, None)["verify"]
+        for host in ("own.test", "other.test:8443", "else.test")
+    }
+    assert (found["own.test"], found["other.test:8443"]) == (False, False)
+    assert found["else.test"] not in (False, None)
+
+
 def test_the_second_index_supplies_what_the_first_lacks(store: Store, server: IndexServer) -> None:
     file = server.add(WHEEL, b"content")
     _fetch([file], store, f"{server.address}/empty/", server.index)
@@ -273,6 +293,22 @@ def test_a_killed_fetch_is_resumed_and_gets_only_the_rest(
     assert second.sent == len(content) - have == progress.bytes
     assert progress.started == [(WHEEL, have)]
     assert not partial.exists()
+
+
+def test_an_interrupt_ends_a_fetch_whose_server_fell_silent(
+    store: Store, server: IndexServer
+) -> None:
+    file = server.add(WHEEL, _bytes(2 * MB), stall_at=MB + 100)
+    process = _process(_fetch_in_a_process, server.index, store.root, [file])
+    partial = store.partial(file)
+    _wait_for(lambda: partial.exists() and partial.stat().st_size == MB)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(2)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    assert not alive
+    assert partial.stat().st_size == MB
 
 
 def test_a_server_that_ignores_ranges_sends_the_file_anew(
@@ -380,14 +416,15 @@ def test_bytes_of_another_length_are_never_taken(
     assert _kept(store, "blobs") == []
 
 
-def test_the_next_place_is_tried_when_one_has_other_bytes(
+def test_a_place_with_other_bytes_ends_the_fetch_so_that_no_later_one_hides_it(
     tmp_path: Path, store: Store, server: IndexServer
 ) -> None:
     file = server.add(WHEEL, b"content")
     (tmp_path / WHEEL).write_bytes(b"another build")
-    _fetch([file], store, server.index, folders=[tmp_path])
-    assert store.path(file).read_bytes() == b"content"
-    assert (tmp_path / WHEEL).read_bytes() == b"another build"
+    with pytest.raises(IntegrityError) as caught:
+        _fetch([file], store, server.index, folders=[tmp_path])
+    assert caught.value.where == str(tmp_path / WHEEL)
+    assert server.served == []
 
 
 def test_a_local_file_of_other_bytes_is_refused_and_left_where_it_is(
@@ -423,13 +460,11 @@ def test_a_stored_file_that_rots_is_found_and_quarantined(
     assert store.verify(file) == store.path(file)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG wheelhouse/store.py verify: FileNotFoundError")
 def test_verifying_a_file_that_is_not_there_is_our_error(store: Store) -> None:
     with pytest.raises(TdstackError):
         store.verify(_locked(WHEEL, b"content"))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG wheelhouse/store.py admit: os.link links the symlink")
 def test_a_wheelhouse_of_symbolic_links_supplies_the_files_themselves(
     tmp_path: Path, store: Store
 ) -> None:
@@ -444,7 +479,6 @@ def test_a_wheelhouse_of_symbolic_links_supplies_the_files_themselves(
     assert not store.path(file).is_symlink()
 
 
-@pytest.mark.xfail(strict=True, reason="BUG wheelhouse/store.py admit: shares the user's inode")
 def test_a_wheelhouse_file_that_is_rewritten_in_place_does_not_rot_the_store(
     tmp_path: Path, store: Store
 ) -> None:
@@ -473,16 +507,16 @@ def test_an_index_that_is_down_does_not_show_its_password(store: Store) -> None:
     assert "//***@127.0.0.1:9" in caught.value.where
 
 
-@pytest.mark.xfail(strict=True, reason="BUG wheelhouse: places() raises where its text says skip")
-def test_an_index_that_is_down_does_not_hide_the_next_one(
+def test_an_index_that_is_down_ends_the_fetch_so_that_no_later_one_stands_in(
     store: Store, server: IndexServer
 ) -> None:
     file = server.add(WHEEL, b"content")
-    _fetch([file], store, "http://127.0.0.1:9/simple/", server.index)
-    assert store.has(file)
+    with pytest.raises(UpstreamError) as caught:
+        _fetch([file], store, "http://127.0.0.1:9/simple/", server.index)
+    assert caught.value.where == "http://127.0.0.1:9/simple/"
+    assert server.served == []
 
 
-@pytest.mark.xfail(strict=True, reason="BUG wheelhouse: an index page is read once, never retried")
 def test_an_index_that_fails_once_is_asked_again(
     store: Store, server: IndexServer, no_waiting: list[float]
 ) -> None:
@@ -490,18 +524,6 @@ def test_an_index_that_fails_once_is_asked_again(
     server.index_errors = 1
     _fetch([file], store, server.index)
     assert store.has(file)
-
-
-@pytest.mark.xfail(strict=True, reason="BUG wheelhouse/fetch.py: the mismatch is lost on the way")
-def test_a_mismatch_is_told_even_if_the_next_place_is_down(tmp_path: Path, store: Store) -> None:
-    (tmp_path / WHEEL).write_bytes(b"another build")
-    with pytest.raises(IntegrityError):
-        _fetch(
-            [_locked(WHEEL, b"content")],
-            store,
-            "http://127.0.0.1:9/simple/",
-            folders=[tmp_path],
-        )
 
 
 def test_a_file_that_no_index_lists_is_an_upstream_error(store: Store, server: IndexServer) -> None:

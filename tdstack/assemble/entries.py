@@ -63,15 +63,20 @@ def arrange(entries: Iterable[Entry]) -> list[Entry]:
     for path in list(known):
         for parent in PurePosixPath(path).parents:
             name = str(parent)
-            if name != ".":
-                known.setdefault(name, Entry(name, "folder", 0o755))
+            if name != "." and known.setdefault(name, Entry(name, "folder", 0o755)).kind == "file":
+                raise IntegrityError(
+                    f"{name} is a file in one package and a folder in another",
+                    where=f"{_origin(known[name])} and {_origin(known[path])}",
+                )
     return [known[path] for path in sorted(known)]
 
 
 def _same(one: Entry, other: Entry) -> bool:
     if one.kind != other.kind or one.kind != "file":
         return one == other
-    return one.content.size == other.content.size and _crc(one) == _crc(other)
+    if (one.mode, one.content.size) != (other.mode, other.content.size):
+        return False
+    return _crc(one) == _crc(other)
 
 
 def _crc(entry: Entry) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def _content(
         with archives[content.wheel].open(content.member) as member:
             while piece := member.read(CHUNK):
                 yield piece
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise IntegrityError(
             "a wheel is damaged", where=f"{content.wheel}: {content.member}", got=str(error)
         ) from error

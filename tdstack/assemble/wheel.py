@@ -13,9 +13,11 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Callable
+from configparser import Error as ConfigError
 from pathlib import Path, PurePosixPath
 
-from installer.records import parse_record_file
+from installer.exceptions import InstallerError
+from installer.records import InvalidRecordEntry, parse_record_file
 from installer.scripts import Script
 from installer.utils import parse_entrypoints
 
@@ -60,9 +62,22 @@ class WheelEntries:
             if drops(path.removeprefix(f"{self._site}/")):
                 continue
             found.append(self._entry(info, path))
-        found += self._console_scripts()
-        found.append(from_bytes(f"{self._site}/{self._info}/INSTALLER", b"tdstack\n"))
-        found.append(self._record(found))
+        try:
+            found += self._console_scripts()
+            found.append(from_bytes(f"{self._site}/{self._info}/INSTALLER", b"tdstack\n"))
+            found.append(self._record(found))
+        # What the parsers of metadata raise on nonsense, assertions among them.
+        except (
+            ValueError,
+            LookupError,
+            AssertionError,
+            InstallerError,
+            InvalidRecordEntry,
+            ConfigError,
+        ) as error:
+            raise IntegrityError(
+                f"the metadata of {self._name} cannot be read", where=self._info, got=str(error)
+            ) from error
         return found
 
     def _dist_info(self) -> str:
@@ -100,7 +115,8 @@ class WheelEntries:
         if ".data/scripts/" in info.filename:
             data = self._texts[info.filename]
             if data.startswith(b"#!python"):
-                data = f"#!/{self._prefix}/bin/python".encode() + data[data.index(b"\n") :]
+                _, newline, rest = data.partition(b"\n")
+                data = f"#!/{self._prefix}/bin/python".encode() + newline + rest
             return from_bytes(path, data, 0o755)
         content = Content(
             wheel=self._wheel, member=info.filename, size=info.file_size, crc=info.CRC
@@ -111,6 +127,8 @@ class WheelEntries:
         text = self._texts.get(f"{self._info}/entry_points.txt", b"").decode()
         scripts = []
         for name, module, attribute, section in parse_entrypoints(text):
+            if PurePosixPath(name).name != name:
+                raise IntegrityError(f"{self._name} names an unsafe script", where=name)
             script = Script(name, module, attribute, section)
             _, data = script.generate(f"/{self._prefix}/bin/python", kind="posix")
             scripts.append(from_bytes(f"{self._prefix}/bin/{name}", data, 0o755))

@@ -36,6 +36,10 @@ def parse_lock(text: str, where: str = str(LOCK_FILE)) -> Lock:
             expected="a complete JSON document",
             remedy="restore it from version control, or run `invoke lock`",
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(
+            f"{where} is no lock", got=str(error)[:200], remedy="restore it from version control"
+        ) from error
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise UsageError(

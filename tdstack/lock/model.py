@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from packaging.utils import parse_wheel_filename
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -26,7 +28,8 @@ PythonMinor = Annotated[str, StringConstraints(pattern=r"^3\.\d+$")]
 Platform = Literal["linux/amd64", "linux/arm64"]
 TorchVariant = Literal["cuda", "cpu", "none"]
 LayerName = Literal["base", "torch", "nvshmem", "triton", "cuda", "kernels"]
-PackageRef = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*==\S+$")]
+PackageRef = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*==[^\s=]+$")]
+Glibc = Annotated[str, StringConstraints(pattern=r"^2\.\d+$")]
 
 
 class _Frozen(BaseModel):
@@ -39,6 +42,16 @@ class LockedFile(_Frozen):
     name: str = Field(min_length=1)
     sha256: Sha256
     size: int = Field(ge=1)
+
+
+class LockedWheel(LockedFile):
+    """One wheel; its name says for which Python, ABI and platform."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_wheel(cls, name: str) -> str:
+        parse_wheel_filename(name)  # its errors are ValueErrors, which the model reports
+        return name
 
 
 class LockedDeb(LockedFile):
@@ -83,7 +96,7 @@ class LockedRootfs(_Frozen):
 
     suite: str
     python: PythonMinor
-    glibc: str
+    glibc: Glibc
     asked: list[str]
     packages: list[LockedDeb]
     tar: LockedFile
@@ -109,7 +122,7 @@ class Lock(_Frozen):
     resolver: str
     lines: dict[CudaLine, LockedLine]
     closures: list[Closure]
-    packages: dict[PackageRef, list[LockedFile]]
+    packages: dict[PackageRef, Annotated[list[LockedWheel], Field(min_length=1)]]
     rootfs: dict[Platform, LockedRootfs]
     triton_distributed: LockedTritonDistributed
 
@@ -124,6 +137,9 @@ class Lock(_Frozen):
         for name, line in self.lines.items():
             if line.set not in sets:
                 raise ValueError(f"lines.{name}.set: no closure for set {line.set}")
+            wanted = {c.platform for c in self.closures if c.set == line.set}
+            if lacking := wanted - line.toolkit.keys():
+                raise ValueError(f"lines.{name}.toolkit: nothing for {', '.join(sorted(lacking))}")
             for platform, refs in line.toolkit.items():
                 for ref in refs:
                     if ref not in self.packages:

@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from tdstack.errors import HostError, UpstreamError, UsageError
@@ -28,8 +28,8 @@ from tdstack.lock.asked import Asked, AskedSet, Targets
 from tdstack.lock.model import (
     Closure,
     LayerName,
-    LockedFile,
     LockedLine,
+    LockedWheel,
     Platform,
     PythonMinor,
     TorchVariant,
@@ -65,7 +65,7 @@ class Resolution:
     """What uv answered: per package its version, its wheels and who requires it."""
 
     versions: dict[str, str]
-    wheels: dict[str, tuple[LockedFile, ...]]
+    wheels: dict[str, tuple[LockedWheel, ...]]
     required_by: dict[str, frozenset[str]]
 
     def ref(self, name: str) -> str:
@@ -93,7 +93,10 @@ def resolve(
     """
     asked = sorted(requirements)
     for text in asked:
-        name = canonicalize_name(Requirement(text).name)
+        try:
+            name = canonicalize_name(Requirement(text).name)
+        except InvalidRequirement as error:
+            raise UsageError("not a requirement", where=text, got=str(error)) from error
         if name in REFUSED:
             raise UsageError(f"{name} is refused", where=text, got=REFUSED[name])
     with tempfile.TemporaryDirectory(prefix="tdstack-lock-") as folder:
@@ -169,7 +172,7 @@ def layer_of(resolution: Resolution, roots: Mapping[str, LayerName]) -> dict[str
 
 def resolve_closures(
     asked: Asked, keep: Mapping[tuple[str, str, str, str], Iterable[str]], pip: PipConfig
-) -> tuple[list[Closure], dict[str, list[LockedFile]]]:
+) -> tuple[list[Closure], dict[str, list[LockedWheel]]]:
     """Resolve every (set, torch variant, Python, platform) that is asked for."""
     targets = [
         (set_name, torch, python, platform)
@@ -206,7 +209,7 @@ def resolve_closures(
         )
         return closure, got
 
-    files: dict[str, dict[str, LockedFile]] = {}
+    files: dict[str, dict[str, LockedWheel]] = {}
     closures = []
     with ThreadPoolExecutor(WORKERS) as pool:
         for closure, got in pool.map(one, targets):
@@ -217,10 +220,10 @@ def resolve_closures(
 
 def resolve_lines(
     asked: Asked, keep: Iterable[str], pip: PipConfig
-) -> tuple[dict[str, LockedLine], dict[str, list[LockedFile]]]:
+) -> tuple[dict[str, LockedLine], dict[str, list[LockedWheel]]]:
     """Resolve the toolkit wheel of every CUDA line; its ptxas is all that is used of it."""
     lines: dict[str, LockedLine] = {}
-    files: dict[str, dict[str, LockedFile]] = {}
+    files: dict[str, dict[str, LockedWheel]] = {}
     for name, line in sorted(asked.lines.items()):
         toolkit: dict[Platform, list[str]] = {}
         for platform in asked.targets.platform:
@@ -252,7 +255,7 @@ def _by_layer(got: Resolution, placed: Mapping[str, LayerName]) -> dict[LayerNam
     return layers
 
 
-def _collect(files: dict[str, dict[str, LockedFile]], got: Resolution, targets: Targets) -> None:
+def _collect(files: dict[str, dict[str, LockedWheel]], got: Resolution, targets: Targets) -> None:
     for name, wheels in got.wheels.items():
         kept = [w for w in wheels if _fits(w.name, targets)]
         if not kept:
@@ -293,7 +296,7 @@ def _parse(pylock: dict[str, Any], annotated: str) -> Resolution:
                 str(canonicalize_name(v)) for v in via if v and not v.startswith("-")
             )
     versions: dict[str, str] = {}
-    wheels: dict[str, tuple[LockedFile, ...]] = {}
+    wheels: dict[str, tuple[LockedWheel, ...]] = {}
     for package in pylock["packages"]:
         name = str(canonicalize_name(package["name"]))
         versions[name] = _versions(annotated)[name]
@@ -303,7 +306,7 @@ def _parse(pylock: dict[str, Any], annotated: str) -> Resolution:
     return Resolution(versions, wheels, required_by)
 
 
-def _locked(wheel: dict[str, Any]) -> LockedFile:
+def _locked(wheel: dict[str, Any]) -> LockedWheel:
     from urllib.parse import unquote
 
     address = str(wheel.get("url") or wheel.get("path"))
@@ -316,7 +319,7 @@ def _locked(wheel: dict[str, Any]) -> LockedFile:
         with local.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         size = local.stat().st_size
-    return LockedFile(name=name, sha256=str(digest), size=int(size or 0))
+    return LockedWheel(name=name, sha256=str(digest), size=int(size or 0))
 
 
 def _local_file(address: str) -> Path | None:

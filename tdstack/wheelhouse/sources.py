@@ -17,10 +17,12 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 from packaging.utils import canonicalize_name
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from tdstack.errors import UpstreamError
 from tdstack.lock.model import LockedDeb, LockedFile
-from tdstack.pipconf import PipConfig
+from tdstack.pipconf import PipConfig, without_credentials
 from tdstack.process import run
 
 TIMEOUT_S = (20, 60)
@@ -34,7 +36,7 @@ class Place:
     url: str = ""
 
     def __str__(self) -> str:
-        return str(self.path) if self.path else _without_credentials(self.url)
+        return str(self.path) if self.path else without_credentials(self.url)
 
 
 class _PipSession(requests.Session):
@@ -43,6 +45,11 @@ class _PipSession(requests.Session):
     def __init__(self, pip: PipConfig) -> None:
         super().__init__()
         self._trusted = {host.split(":")[0] for host in pip.trusted_hosts}
+        # One failed answer of an index must not end a fetch of a hundred files. The files
+        # themselves are retried where they are downloaded, as only there a rest can be asked for.
+        retries = Retry(4, connect=1, backoff_factor=0.3, status_forcelist=(500, 502, 503, 504))
+        for index in pip.indexes:
+            self.mount(index, HTTPAdapter(max_retries=retries))
         if pip.certificate:
             self.verify = pip.certificate
         if pip.proxy:
@@ -114,8 +121,8 @@ class Sources:
         except (requests.RequestException, UnsupportedContentTypeError) as error:
             raise UpstreamError(
                 "a package index could not be read",
-                where=_without_credentials(index),
-                got=str(error)[:300],
+                where=without_credentials(index),
+                got=without_credentials(str(error))[:300],
                 remedy="check `pip config list` and the proxy; or put the file into a folder and "
                 "name it with --wheelhouse",
             ) from error
@@ -137,7 +144,3 @@ def _local(address: str) -> Path | None:
     if parts.scheme == "file":
         return Path(unquote(parts.path))
     return Path(address).expanduser() if not parts.scheme else None
-
-
-def _without_credentials(address: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", address)

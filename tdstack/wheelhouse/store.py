@@ -94,22 +94,25 @@ class Store:
         if move:
             candidate.replace(target)
         else:
+            # A copy, not a link: who owns the candidate may write to it again in place.
             copy = self.root / "partial" / f"{file.sha256}.{os.getpid()}"
-            try:
-                copy.unlink(missing_ok=True)
-                os.link(candidate, copy)
-            except OSError:
-                shutil.copyfile(candidate, copy)
+            shutil.copyfile(candidate, copy)
             copy.replace(target)
         return target
 
     def verify(self, file: LockedFile) -> Path:
         """Return the file's path after reading all its bytes.
 
-        Raises: IntegrityError when the stored bytes rotted; they are quarantined.
+        Raises: IntegrityError when the stored bytes rotted (they are quarantined); HostError
+        when the file is not there.
         """
         path = self.path(file)
-        got = sha256_of(path)
+        try:
+            got = sha256_of(path)
+        except FileNotFoundError as error:
+            raise HostError(
+                f"{file.name} is not in the store", where=str(path), remedy="run `invoke fetch`"
+            ) from error
         if got != file.sha256:
             raise self.mismatch(file, got, origin=str(path), kept=self._quarantine(path, got))
         return path
