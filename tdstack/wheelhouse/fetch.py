@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from threading import Thread
 from typing import Protocol
 
 import requests
@@ -55,22 +56,30 @@ def fetch(
     wanted = sorted({f.sha256: f for f in files}.values(), key=lambda f: -f.size)
     missing = [f for f in wanted if not store.has(f)]
     _check_space(missing, store)
-    pool = ThreadPoolExecutor(WORKERS)
-    futures = [pool.submit(_fetch_one, f, store, sources, progress) for f in missing]
-    try:
-        wait(futures, return_when=FIRST_EXCEPTION)
+    waiting = deque(missing)
+    errors: list[Exception] = []
+
+    def work() -> None:
         # One bad file must not cost the rest: what runs is let finish, what waits is dropped.
-        failed = [f for f in futures if f.done() and f.exception()]
-        if failed:
-            for future in futures:
-                future.cancel()
-        pool.shutdown(wait=True)
-        for future in futures:
-            if not future.cancelled():
-                future.result()
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+        while waiting and not errors:
+            try:
+                file = waiting.popleft()
+            except IndexError:  # another worker took the last one
+                return
+            try:
+                _fetch_one(file, store, sources, progress)
+            except Exception as error:
+                errors.append(error)
+
+    # Daemon threads: an interrupt must not wait for a server that fell silent.
+    workers = [Thread(target=work, daemon=True) for _ in range(min(WORKERS, len(missing)))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        while worker.is_alive():
+            worker.join(0.2)
+    if errors:
+        raise errors[0]
     return Fetched(len(wanted), len(wanted) - len(missing), sum(f.size for f in missing))
 
 
