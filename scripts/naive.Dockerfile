@@ -5,5 +5,6 @@ ARG BASE
 FROM ${BASE}
 COPY requirements.txt ca.crt /tmp/
 ENV PIP_CERT=/tmp/ca.crt
-USER root
+USER 0:0
 RUN python -m pip install --no-cache-dir --no-deps --requirement /tmp/requirements.txt
+USER 1000:0

@@ -79,8 +79,9 @@ def fork_wheel(
             remedy="name the one to take with --wheel FILE",
         )
     built = _built(pinned, store)
-    candidates = given or ([built] if built.is_file() else [])
-    return relabel(candidates[0].resolve(), store) if candidates else None
+    if given:
+        return relabel(given[0], store)
+    return relabel(built.resolve(), store) if built.is_file() else None
 
 
 def build_from_commit(pinned: LockedTritonDistributed, store: Store) -> ForkWheel:
@@ -88,7 +89,8 @@ def build_from_commit(pinned: LockedTritonDistributed, store: Store) -> ForkWhee
 
     Raises: UpstreamError when its sources cannot be had, with the other ways in.
     """
-    target = _built(pinned, store)
+    if (built := _built(pinned, store)).is_file():
+        return relabel(built.resolve(), store)
     git = find("git", "apt-get install git, or " + REMEDIES)
     reach = run(
         [git, "ls-remote", "--exit-code", pinned.repository, "HEAD"],
@@ -114,10 +116,13 @@ def build_from_commit(pinned: LockedTritonDistributed, store: Store) -> ForkWhee
                 got=done.stderr.strip()[-600:],
                 remedy=REMEDIES,
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        wheels[0].rename(target.with_name(wheels[0].name))
-        target.symlink_to(wheels[0].name)
-    return relabel(target.resolve(), store)
+        built.parent.mkdir(parents=True, exist_ok=True)
+        wheel = wheels[0].rename(built.with_name(wheels[0].name))
+        # Renamed into place, so that two builds of one commit end alike.
+        link = Path(folder, built.name)
+        link.symlink_to(wheel.name)
+        link.replace(built)
+    return relabel(wheel, store)
 
 
 def relabel(path: Path, store: Store) -> ForkWheel:
@@ -246,9 +251,16 @@ def _download(source: str, store: Store) -> Path:
             where=f"--wheel {without_credentials(address)}",
             expected="URL#sha256=HEX (64 digits)",
         )
+    name = unquote(urlsplit(address).path.rsplit("/", 1)[-1])
+    if "/" in name or not name.endswith(".whl"):
+        raise UsageError(
+            "the address does not end in the file name of a wheel",
+            where=f"--wheel {without_credentials(address)}",
+            expected="URL/NAME.whl#sha256=HEX",
+        )
     folder = store.work() / match.group(1)
     folder.mkdir(exist_ok=True)
-    target = folder / unquote(urlsplit(address).path.rsplit("/", 1)[-1])
+    target = folder / name
     if not target.exists():
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         try:

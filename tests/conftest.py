@@ -163,6 +163,7 @@ class IndexServer:
     files: dict[str, bytes] = field(default_factory=dict)
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     served: list[Served] = field(default_factory=list)
+    files_at: str = "/files/"
     index_errors: int = 0
     hosts: list[str] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
@@ -174,7 +175,7 @@ class IndexServer:
 
     def url(self, name: str) -> str:
         """Return the address of a file."""
-        return f"{self.address}/files/{name}"
+        return f"{self.address}{self.files_at}{name}"
 
     def add(self, name: str, content: bytes, **behaviour: object) -> LockedFile:
         """Serve `content` as `name`; return it as a lock would name it."""
@@ -197,10 +198,10 @@ class _Handler(BaseHTTPRequestHandler):
         path = address.path
         if address.hostname:
             self.state.hosts.append(address.hostname)
-        if path.startswith("/simple/"):
+        if path.startswith(self.state.files_at):
+            self._file(path.removeprefix(self.state.files_at))
+        elif path.startswith("/simple/"):
             self._index(path.removeprefix("/simple/").strip("/"))
-        elif path.startswith("/files/"):
-            self._file(path.removeprefix("/files/"))
         elif path.startswith("/debian/"):
             self._file(path.removeprefix("/debian/"))
         else:
@@ -212,7 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, b"")
             return
         names = [n for n in self.state.files if _project(n) == project]
-        links = "".join(f'<a href="/files/{name}">{name}</a>\n' for name in names)
+        at = self.state.files_at
+        links = "".join(f'<a href="{at}{name}">{name}</a>\n' for name in names)
         status = HTTPStatus.OK if names else HTTPStatus.NOT_FOUND
         self._answer(status, f"<!DOCTYPE html><html><body>\n{links}</body></html>".encode())
 

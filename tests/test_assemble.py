@@ -279,7 +279,15 @@ def test_a_path_that_leaves_the_environment_is_refused(
     assert wheel.name in caught.value.what
 
 
-@pytest.mark.parametrize("name", ["../../../etc/cron.d/evil", "/etc/profile.d/evil.sh"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../etc/cron.d/evil",
+        "/etc/profile.d/evil.sh",
+        ".",
+        "..",
+    ],
+)
 def test_a_console_script_whose_name_leaves_the_environment_is_refused(
     tmp_path: Path, make_wheel: MakeWheel, name: str
 ) -> None:
@@ -396,6 +404,12 @@ def test_a_link_and_a_file_never_share_a_path() -> None:
 def test_a_path_that_is_a_file_here_and_a_folder_there_is_refused() -> None:
     with pytest.raises(IntegrityError):
         arrange([from_bytes("site/demo", b"a module"), from_bytes("site/demo/x.py", b"")])
+
+
+def test_a_path_that_is_a_link_here_and_a_folder_there_is_refused() -> None:
+    # Whoever unpacks it would write through the link, wherever that leads.
+    with pytest.raises(IntegrityError):
+        arrange([Entry("a", "link", 0o777, target="/etc"), from_bytes("a/passwd", b"")])
 
 
 def test_two_owners_that_disagree_about_the_executable_bit_are_refused() -> None:

@@ -230,8 +230,10 @@ def test_corrupt_text_is_refused_with_our_error_or_is_a_valid_lock(
     ],
 )
 def test_json_that_python_cannot_hold_is_an_integrity_error(text: str) -> None:
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError) as caught:
         parse_lock(text)
+    assert str(LOCK_FILE) in str(caught.value)
+    assert caught.value.remedy
 
 
 def test_a_package_with_an_empty_list_of_files_is_refused() -> None:

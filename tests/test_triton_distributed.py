@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import hashlib
 import io
 import itertools
+import shutil
 import subprocess
+import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +21,7 @@ import pytest
 from packaging.utils import parse_wheel_filename
 
 from tdstack.errors import IntegrityError, TdstackError, UpstreamError, UsageError
-from tdstack.lock.model import Lock
+from tdstack.lock.model import Lock, LockedTritonDistributed
 from tdstack.plan import make_plan
 from tdstack.stack import ForkWheel, Request, make_stack
 from tdstack.triton_distributed import (
@@ -335,6 +339,16 @@ def test_an_address_with_a_query_names_the_wheel_by_its_path(
     assert taken.version.startswith("3.4.0+dist.")
 
 
+@pytest.mark.parametrize("name", ["", "a%2Fb.whl", "..%2Fx-1-py3-none-any.whl", "%2e%2e"])
+def test_an_address_whose_last_part_is_no_file_name_ends_in_our_error(
+    store: Store, server: IndexServer, name: str
+) -> None:
+    file = server.add(name or "unnamed", b"content")
+    with pytest.raises(TdstackError):
+        take_wheel(f"{server.url(name)}#sha256={file.sha256}", store)
+    assert [p for p in store.work().iterdir() if p.is_file()] == []
+
+
 def test_an_address_with_a_password_is_not_shown_with_it(store: Store) -> None:
     source = f"http://me:secret@127.0.0.1:9/triton_dist-3.4.0-{TAG}.whl#sha256={'0' * 64}"
     with pytest.raises(UpstreamError) as caught:
@@ -362,6 +376,17 @@ def test_a_wheelhouse_with_a_relabelled_fork_gives_it(
     folder = tmp_path / "out"
     _placed(taken, store, folder)
     assert fork_wheel(lock.triton_distributed, [folder], store) == taken
+
+
+def test_a_wheelhouse_of_links_into_another_store_gives_its_fork(
+    fork: Path, store: Store, lock: Lock, tmp_path: Path
+) -> None:
+    expected = relabel(fork, store)
+    house = tmp_path / "house"
+    house.mkdir()
+    (tmp_path / "0123abcd").write_bytes(fork.read_bytes())  # content stores name files so
+    (house / fork.name).symlink_to(tmp_path / "0123abcd")
+    assert fork_wheel(lock.triton_distributed, [house], store) == expected
 
 
 def test_a_wheelhouse_with_two_forks_asks_which(
@@ -433,6 +458,77 @@ def test_sources_that_cannot_be_reached_are_an_upstream_error_with_the_other_way
     assert str(tmp_path / "nowhere") in caught.value.where
     for way in ("--wheel FILE", "--wheel URL", "--wheelhouse DIR", "--triton stock"):
         assert way in caught.value.remedy
+
+
+class _Files(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay silent."""
+
+
+BACKEND = """
+import pathlib, shutil
+def build_wheel(folder, settings=None, metadata=None):
+    (made,) = pathlib.Path(__file__).parent.glob("*.whl")
+    shutil.copy(made, folder)
+    return made.name
+"""
+
+
+@pytest.fixture
+def repository(
+    tmp_path: Path, fork: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LockedTritonDistributed]:
+    """A git repository on 127.0.0.1 whose build gives the fork's wheel and needs nothing else."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    shutil.copy(fork, folder)
+    (folder / "backend.py").write_text(BACKEND)
+    (folder / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "x"]):
+        subprocess.run(["git", "-C", str(folder), *command], check=True, capture_output=True)
+    done = subprocess.run(
+        ["git", "-C", str(folder), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    )
+    commit = done.stdout.strip()
+    # git's plain protocol over static files.
+    bare = tmp_path / "served" / "fork.git"
+    clone = ["git", "clone", "-q", "--bare", str(folder), str(bare)]
+    subprocess.run(clone, check=True, capture_output=True)
+    subprocess.run(["git", "-C", str(bare), "update-server-info"], check=True, capture_output=True)
+    handler = functools.partial(_Files, directory=str(bare.parent))
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=lambda: listening.serve_forever(0.02), daemon=True)
+    thread.start()
+    yield LockedTritonDistributed(
+        repository=f"http://127.0.0.1:{listening.server_port}/fork.git",
+        commit=commit,
+        submodule_commit=commit,
+        base_version="3.4.0",
+        sets=["cu12"],
+        wheels=[],
+    )
+    listening.shutdown()
+    thread.join()
+    listening.server_close()
+
+
+def test_the_pinned_commit_is_built_from_its_repository_and_found_again(
+    repository: LockedTritonDistributed, fork: Path, store: Store
+) -> None:
+    assert fork_wheel(repository, [], store) is None
+    built = build_from_commit(repository, store)
+    assert built == relabel(fork, store)
+    assert fork_wheel(repository, [], store) == built
+    assert list(store.work().iterdir()) == []
+
+
+def test_the_pinned_commit_is_built_once(repository: LockedTritonDistributed, store: Store) -> None:
+    built = build_from_commit(repository, store)
+    assert build_from_commit(repository, store) == built
 
 
 # ------------------------------------------------------------------------------ in the stack

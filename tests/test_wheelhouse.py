@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -366,6 +367,16 @@ def test_a_server_that_keeps_failing_is_given_up(
     assert not store.has(file)
 
 
+def test_a_file_that_lies_below_its_index_is_given_up_with_our_error(
+    store: Store, server: IndexServer, no_waiting: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("urllib3.util.retry.time", SimpleNamespace(sleep=no_waiting.append))
+    server.files_at = "/simple/-/"
+    file = server.add(WHEEL, b"content", errors=1000)
+    with pytest.raises(UpstreamError):
+        _fetch([file], store, server.index)
+
+
 def test_a_resume_after_a_partial_file_of_other_bytes_ends_well_the_second_time(
     store: Store, server: IndexServer
 ) -> None:
@@ -487,6 +498,23 @@ def test_a_wheelhouse_file_that_is_rewritten_in_place_does_not_rot_the_store(
     _fetch([file], store, folders=[tmp_path])
     (tmp_path / WHEEL).write_bytes(b"CONTENT")  # open(..., "wb") keeps the inode
     assert sha256_of(store.path(file)) == file.sha256
+
+
+def test_a_wheelhouse_file_that_changes_while_it_is_taken_never_gets_the_name_of_its_hash(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = _locked(WHEEL, b"content")
+    (tmp_path / WHEEL).write_bytes(b"content")
+
+    def hash_and_change(path: Path) -> str:
+        digest = sha256_of(path)
+        (tmp_path / WHEEL).write_bytes(b"CONTENT")  # somebody else, at the worst moment
+        return digest
+
+    monkeypatch.setattr("tdstack.wheelhouse.store.sha256_of", hash_and_change)
+    with contextlib.suppress(IntegrityError):
+        _fetch([file], store, folders=[tmp_path])
+    assert not store.has(file) or sha256_of(store.path(file)) == file.sha256
 
 
 # ------------------------------------------------------------------------ nothing to be had

@@ -63,9 +63,12 @@ def arrange(entries: Iterable[Entry]) -> list[Entry]:
     for path in list(known):
         for parent in PurePosixPath(path).parents:
             name = str(parent)
-            if name != "." and known.setdefault(name, Entry(name, "folder", 0o755)).kind == "file":
+            if name == ".":
+                continue
+            # A link is no folder either: whoever unpacks it would write through the link.
+            if (kind := known.setdefault(name, Entry(name, "folder", 0o755)).kind) != "folder":
                 raise IntegrityError(
-                    f"{name} is a file in one package and a folder in another",
+                    f"{name} is a {kind} in one package and a folder in another",
                     where=f"{_origin(known[name])} and {_origin(known[path])}",
                 )
     return [known[path] for path in sorted(known)]

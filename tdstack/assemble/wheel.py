@@ -127,7 +127,7 @@ class WheelEntries:
         text = self._texts.get(f"{self._info}/entry_points.txt", b"").decode()
         scripts = []
         for name, module, attribute, section in parse_entrypoints(text):
-            if PurePosixPath(name).name != name:
+            if "/" in name or name in {".", ".."}:
                 raise IntegrityError(f"{self._name} names an unsafe script", where=name)
             script = Script(name, module, attribute, section)
             _, data = script.generate(f"/{self._prefix}/bin/python", kind="posix")

@@ -161,6 +161,8 @@ def _take(
             if attempt == RETRIES - 1:
                 raise UpstreamError("download failed", got=str(error)[:200]) from error
             time.sleep(0.5 * 2**attempt)
+        except requests.RequestException as error:  # another try would end the same way
+            raise UpstreamError("download failed", got=str(error)[:200]) from error
     store.admit(store.partial(file), file, origin=str(place), move=True)
 
 

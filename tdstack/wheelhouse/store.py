@@ -86,19 +86,17 @@ class Store:
         With `move` the candidate is ours to keep or to quarantine; otherwise it is copied.
         Raises: IntegrityError when the bytes are not the file's.
         """
-        got = sha256_of(candidate)
-        if got != file.sha256:
-            kept = self._quarantine(candidate, got) if move else candidate
-            raise self.mismatch(file, got, origin=origin, kept=kept)
-        target = self.path(file)
-        if move:
-            candidate.replace(target)
-        else:
-            # A copy, not a link: who owns the candidate may write to it again in place.
-            copy = self.root / "partial" / f"{file.sha256}.{os.getpid()}"
-            shutil.copyfile(candidate, copy)
-            copy.replace(target)
-        return target
+        ours = candidate
+        if not move:
+            # A copy, not a link, and hashed only then: who owns the candidate may write to it.
+            ours = self.root / "partial" / f"{file.sha256}.{os.getpid()}"
+            shutil.copyfile(candidate, ours)
+        if (got := sha256_of(ours)) != file.sha256:
+            if move:
+                raise self.mismatch(file, got, origin=origin, kept=self._quarantine(ours, got))
+            ours.unlink()
+            raise self.mismatch(file, got, origin=origin, kept=candidate)
+        return ours.replace(self.path(file))
 
     def verify(self, file: LockedFile) -> Path:
         """Return the file's path after reading all its bytes.
