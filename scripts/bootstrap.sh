@@ -74,6 +74,18 @@ ensure_venv() {
   printf '%s' "$wanted" >"$stamp"
 }
 
+# The kernels' tests need torch. A CPU build is on no default index, so it may be out of reach.
+ensure_torch() {
+  local file="$root/requirements-torch.lock"
+  "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' \
+    && return
+  say "installing CPU torch from requirements-torch.lock"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+    --require-hashes --requirement "$file" 2>/dev/null \
+    || say "torch 2.13.0+cpu for Python 3.11 is out of reach: tests that need it will be skipped" \
+      "(add an index or a folder that has it to pip's configuration)"
+}
+
 engine_works() {
   buildah images --quiet >/dev/null 2>&1 || docker version >/dev/null 2>&1
 }
@@ -107,6 +119,7 @@ main() {
   ensure_python
   ensure_venv
   ensure_engine "${1:-}"
+  case ${1:-} in test | smoke) ensure_torch ;; esac
   if (($# > 0)); then
     cd -- "$root"
     exec "$venv/bin/invoke" "$@"

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import re
+import signal
 import sys
 import threading
 import zipfile
@@ -28,6 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import Lock, LockedFile
 from tdstack.wheelhouse.store import Store
+
+# A shell starts background jobs with interrupts ignored, and every program below would inherit
+# that: tests of an interrupt would wait for something that cannot happen.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 ZIP_TIME = (2024, 1, 1, 0, 0, 0)
