@@ -48,6 +48,8 @@ def main() -> int:
     pins = [f"{p.name}=={p.version}" for p in plan.stack.all_packages()]
     assert plan.stack.rootfs is not None
     rootfs = workspace.store.path(plan.stack.rootfs.tar)
+    # Asked before the runs: they leave the environment pointing to a store that is gone.
+    engine = Buildah().describe()
     runs = []
     for _ in range(options.runs):
         rootfs.unlink(missing_ok=True)
@@ -58,7 +60,7 @@ def main() -> int:
             "cores": os.cpu_count(),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
             "python": platform.python_version(),
-            "engine": Buildah().describe(),
+            "engine": engine,
         },
         "runs": runs,
         "time_ratio": statistics.median(r["tdstack_s"] / r["naive_s"] for r in runs),
