@@ -182,13 +182,12 @@ def lint(c: Context, fix: bool = False) -> None:
     run(Workspace.here().root, fix=fix)
 
 
-@task(help={"k": "only tests whose name matches", "all": "the full CUDA build too (7 GB)"})
-def test(c: Context, k: str = "", all: bool = False) -> None:
+@task(help={"k": "only tests whose name matches"})
+def test(c: Context, k: str = "") -> None:
     """Run pytest; its exit status is the verb's."""
     import pytest
 
     arguments = ["tests", "kernels/tests", *(["-k", k] if k else [])]
-    arguments += [] if all else ["-m", "not full"]
     raise Exit(code=1 if pytest.main(arguments) else 0)
 
 

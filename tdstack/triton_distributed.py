@@ -70,7 +70,7 @@ def fork_wheel(
         path
         for folder in folders
         for path in ([folder] if folder.is_file() else sorted(folder.glob("*.whl")))
-        if re.match(r"triton[_-]dist(ributed)?-|triton-[^-]*\+dist", path.name)
+        if re.match(r"triton[_-]dist-|triton-[^-]*\+dist", path.name)
     ]
     if len(given) > 1:
         raise UsageError(
