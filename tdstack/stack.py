@@ -182,7 +182,7 @@ def _check_fork(
             f"{fork.file.name} does not run on this base",
             where="--wheel",
             expected=f"a wheel for Python {python}, {platform}, glibc {glibc} or older",
-            got=fork.file.name.rsplit("-", 3)[1],
+            got="-".join(fork.file.name.removesuffix(".whl").rsplit("-", 3)[1:]),
             remedy="give a wheel built for this base, or name a base that fits with "
             "--base REF@sha256:... and --python",
         )
