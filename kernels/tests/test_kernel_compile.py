@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation for sm_80 and sm_90; needs Triton, no GPU."""
+"""Ahead-of-time compilation, with one variant of each kind; needs Triton, no GPU."""
 
 from __future__ import annotations
 
@@ -10,26 +10,45 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import gemm_allreduce
+from gemm_allreduce import compile as compiler
 from gemm_allreduce.compile import (
+    QUICK_VARIANT,
     SHARED_LIMITS,
     CompileError,
     Cubin,
+    Ptxas,
     check_cubin,
     compile_environment,
     compile_variant,
+    main,
+    warnings_for,
 )
+from gemm_allreduce.dispatch import Shape, choose, reachable_variants
 from gemm_allreduce.elf import cubin_sm
-from gemm_allreduce.variants import QUICK_VARIANT, VARIANTS, variant_names
+from gemm_allreduce.launch import ARGUMENTS, constexprs, kernel_of
+from gemm_allreduce.variants import Variant
 
 SOURCES = Path(gemm_allreduce.__file__).resolve().parent.parent
 ARCHS = ("sm_80", "sm_90")
-NAMES = (QUICK_VARIANT.name, VARIANTS[-4].name)  # bf16 with 8 ranks, fp16 with 1
+SELECTED = tuple(
+    choose(Shape(tokens, 8192, 1024, ranks, "sm_90", dtype, operand)).variant  # type: ignore[arg-type]
+    for tokens, ranks, dtype, operand in (
+        (16, 8, "bf16", None),
+        (64, 1, "fp16", None),
+        (64, 8, "bf16", None),
+        (513, 2, "fp16", "int8"),
+        (17, 4, "bf16", "fp8e4m3"),
+    )
+)
+"""One-shot, two-shot with and without split, and each kind of operand."""
 
 
 def _triton_problem() -> str | None:
@@ -67,7 +86,7 @@ def run_compile(
 
 def _selection(out: Path) -> list[str | Path]:
     archs = [part for arch in ARCHS for part in ("--arch", arch)]
-    names = [part for name in NAMES for part in ("--variant", name)]
+    names = [part for variant in SELECTED for part in ("--variant", variant.name)]
     return [*archs, *names, "--out", out, "--json"]
 
 
@@ -75,8 +94,7 @@ def _selection(out: Path) -> list[str | Path]:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("bundle") / "out"
     home = tmp_path_factory.mktemp("home")
-    # A shell's debugging switches must not reach the compiler.
-    done = run_compile(*_selection(out), HOME=str(home), TRITON_INTERPRET="1")
+    done = run_compile(*_selection(out), HOME=str(home))
     assert done.returncode == 0, done.stderr
     return out, json.loads(done.stdout), home
 
@@ -92,22 +110,24 @@ def test_manifest_names_what_was_written(bundle: tuple[Path, dict[str, Any], Pat
     out, report, _ = bundle
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["schema"] == 1
-    assert (manifest["package"], manifest["version"]) == ("gemm_allreduce", "0.1.0")
+    assert manifest["package"] == "gemm_allreduce"
+    assert manifest["version"] == gemm_allreduce.__version__
     assert report["ok"] and report["cubins"] == manifest["cubins"]
-    assert [(e["arch"], e["name"]) for e in manifest["cubins"]] == [
-        (arch, name) for arch in ARCHS for name in sorted(NAMES, key=variant_names().index)
-    ]
-    for entry in manifest["cubins"]:
+    # In the table's order, and only where the architecture has them: sm_80 has no FP8.
+    wanted = [(arch, v) for arch in ARCHS for v in reachable_variants(arch) if v in SELECTED]
+    assert [(e["arch"], e["name"]) for e in manifest["cubins"]] == [(a, v.name) for a, v in wanted]
+    assert len(wanted) == 4 + 5
+    for entry, (arch, variant) in zip(manifest["cubins"], wanted, strict=True):
         data = (out / entry["file"]).read_bytes()
-        assert entry["file"] == f"{entry['arch']}/{entry['name']}.cubin"
+        assert entry["file"] == f"{arch}/{variant.name}.cubin"
         assert entry["sha256"] == hashlib.sha256(data).hexdigest()
         assert entry["size"] == len(data)
-        assert f"sm_{cubin_sm(data)}" == entry["arch"]
-        assert entry["entry"] == "gemm_allreduce_one_shot"
+        assert f"sm_{cubin_sm(data)}" == arch
+        assert entry["entry"] == f"gemm_allreduce_{variant.algorithm}"
         assert entry["entry"].encode() in data
-        assert 0 < entry["shared"] <= SHARED_LIMITS[entry["arch"]]
-        variant = VARIANTS[variant_names().index(entry["name"])]
-        assert entry["num_warps"] == variant.num_warps
+        assert 0 < entry["shared"] <= SHARED_LIMITS[arch]
+        assert entry["num_warps"] == variant.tile.num_warps
+        assert entry["cooperative"] is True
         assert re.fullmatch(r"\d+\.\d+\.\d+", entry["ptxas"])
         assert re.match(r"3\.\d+", entry["triton"])
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
@@ -120,28 +140,74 @@ def test_home_stays_empty(bundle: tuple[Path, dict[str, Any], Path]) -> None:
 
 
 @needs_triton
-def test_another_checkout_gives_the_same_bytes(
+def test_another_checkout_and_shell_give_the_same_bytes(
     bundle: tuple[Path, dict[str, Any], Path], tmp_path: Path
 ) -> None:
     checkout = tmp_path / "a longer path" / "to another checkout"
     shutil.copytree(SOURCES / "gemm_allreduce", checkout / "gemm_allreduce")
     out = tmp_path / "out"
-    done = run_compile(*_selection(out), sources=checkout, PYTHONHASHSEED="7")
+    done = run_compile(
+        *_selection(out),
+        sources=checkout,
+        PYTHONHASHSEED="7",
+        # A shell's debugging switches must not reach the compiler.
+        TRITON_INTERPRET="1",
+        TRITON_DISABLE_LINE_INFO="0",
+        PTXAS_OPTIONS="-O0",
+        DISABLE_PTXAS_OPT="1",
+        DISABLE_LLVM_OPT="1",
+    )
     assert done.returncode == 0, done.stderr
     first = {p.relative_to(bundle[0]): p.read_bytes() for p in bundle[0].rglob("*.*")}
     second = {p.relative_to(out): p.read_bytes() for p in out.rglob("*.*")}
-    assert first == second
+    assert first.keys() == second.keys()
+    assert [path for path in first if first[path] != second[path]] == []
     for data in second.values():
         assert str(checkout).encode() not in data
 
 
-@needs_triton
-def test_default_is_every_variant(tmp_path: Path) -> None:
-    done = run_compile("--arch", "sm_86", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+def _fake_cubin(variant: Variant, arch: str) -> Cubin:
+    return Cubin(variant, arch, "entry", 1, 4, "3.4.0", Ptxas("ptxas", "12.8.93"), b"cubin", "ptx")
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], lambda arch: reachable_variants(arch)),
+        (["--quick"], lambda arch: (QUICK_VARIANT,)),
+        (["--variant", SELECTED[4].name, "--variant", SELECTED[0].name],
+         lambda arch: [v for v in (SELECTED[0], SELECTED[4]) if v in reachable_variants(arch)]),
+    ],
+    ids=["everything", "quick", "by name"],
+)  # fmt: skip
+def test_what_is_compiled(
+    options: list[str], wanted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "compile_variant", _fake_cubin)
+    monkeypatch.setattr(compiler, "find_ptxas", lambda arch: Ptxas("ptxas", "12.8.93"))
+    monkeypatch.setattr(compiler, "warnings_for", lambda arch: [])
+    archs = ["--arch", "sm_120", "--arch", "sm_86", "--arch", "sm_120"]
+    assert main([*archs, *options, "--out", str(tmp_path)]) == 0
     entries = json.loads((tmp_path / "manifest.json").read_text())["cubins"]
-    assert [entry["name"] for entry in entries] == list(variant_names())
+    assert [(entry["arch"], entry["name"]) for entry in entries] == [
+        (arch, variant.name) for arch in ("sm_86", "sm_120") for variant in wanted(arch)
+    ]
+
+
+def test_environment_is_private_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/some/ptxas")
+    monkeypatch.delenv("TRITON_PTXAS_BLACKWELL_PATH", raising=False)
+    before, tempdir = dict(os.environ), tempfile.tempdir
+    with pytest.raises(KeyError), compile_environment():
+        assert "TRITON_INTERPRET" not in os.environ
+        assert os.environ["TRITON_PTXAS_BLACKWELL_PATH"] == "/some/ptxas"
+        assert os.environ["TRITON_CACHE_DIR"].startswith(str(tempfile.tempdir))
+        scratch = Path(os.environ["TRITON_HOME"])
+        assert scratch.is_dir()
+        raise KeyError
+    assert not scratch.exists()
+    assert (dict(os.environ), tempfile.tempdir) == (before, tempdir)
 
 
 @needs_triton
@@ -203,17 +269,25 @@ def test_missing_triton(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--arch", "sm_70", "--out", "o"), "unknown architecture sm_70; valid: sm_80, sm_86"),
-        (("--arch", "sm_90", "--variant", "nope", "--out", "o"), f"valid: {variant_names()[0]}"),
-        (("--arch", "sm_90", "--quick", "--variant", NAMES[0], "--out", "o"), "exclude each other"),
+        (("--arch", "sm_90", "--variant", "nope", "--out", "o"), f", {QUICK_VARIANT.name}, "),
+        (("--arch", "sm_80", "--variant", SELECTED[4].name, "--out", "o"), "unknown variant"),
+        (
+            ("--arch", "sm_90", "--quick", "--variant", QUICK_VARIANT.name, "--out", "o"),
+            "exclude each other",
+        ),
         (("--arch", "sm_90"), "--out"),
         (("--out", "o"), "--arch"),
         (("--arch", "sm_90", "--out", __file__), "is not a folder"),
     ],
 )
-def test_usage(arguments: tuple[str, ...], message: str) -> None:
-    done = run_compile(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr and done.stdout == ""
+def test_usage(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    assert message in output.err and output.out == ""
 
 
 @needs_triton
@@ -223,38 +297,24 @@ def test_a_cubin_for_another_arch_is_refused(quick_cubin: Cubin) -> None:
         check_cubin(dataclasses.replace(quick_cubin, arch="sm_80"))
     with pytest.raises(CompileError, match="shared memory"):
         check_cubin(dataclasses.replace(quick_cubin, shared=SHARED_LIMITS["sm_90"] + 1))
+    with pytest.raises(CompileError, match="4 warps, asked 8"):
+        check_cubin(dataclasses.replace(quick_cubin, num_warps=4))
     with pytest.raises(CompileError, match="not a 64-bit"):
         check_cubin(dataclasses.replace(quick_cubin, data=b"nothing"))
 
 
+def test_known_fault_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, archs in (("3.6.0", ["sm_100", "sm_103"]), ("3.5.1", []), ("3.7.1", [])):
+        triton = SimpleNamespace(__version__=version)
+        monkeypatch.setattr(compiler, "_import_triton", lambda triton=triton: triton)
+        assert [arch for arch in SHARED_LIMITS if warnings_for(arch)] == archs
+
+
 @needs_triton
-def test_ptx_orders_stores_flags_and_loads(quick_cubin: Cubin) -> None:
-    """The instructions that a data race would hide behind (W = 8)."""
-    kinds = {
-        "label": r"^\$\w+:",  # a barrier counts only inside the basic block that needs it
-        "store": r"st\.global\.v4\.b32",
-        "load": r"ld\.global\.v4\.b32",
-        "narrow": r"(?:st|ld)\.global\.(?:b|u)(?:8|16)\b",
-        "barrier": r"bar(?:rier)?\.(?:cta\.)?sync",
-        "release": r"atom\.\S*release\S*exch\S*",
-        "arrive": r"atom\.\S*acq_rel\S*",
-        "acquire": r"(?:atom|ld)\.\S*\bacquire\b\S*",
-    }
-    pattern = re.compile("|".join(f"(?P<{kind}>{regex})" for kind, regex in kinds.items()), re.M)
-    order = [match.lastgroup for match in pattern.finditer(quick_cubin.ptx)]
-    assert "narrow" not in order
-    # One release for all ranks, at system scope, behind a barrier that follows the last store.
-    assert order.count("release") == 1 and order.count("arrive") == 1
-    release = order.index("release")
-    assert ".sys." in next(re.finditer(kinds["release"], quick_cubin.ptx)).group()
-    before = order[:release]
-    assert before.pop() == "barrier"
-    while before[-1] == "barrier":  # newer Tritons add their own
-        before.pop()
-    assert before[-8:] == ["store"] * 8
-    assert order[order.index("arrive") - 1] == "barrier"
-    # One acquire per source at system scope, none of them deleted.
-    acquires = re.findall(kinds["acquire"], quick_cubin.ptx)
-    assert len(acquires) == 8 and all(".sys." in text for text in acquires)
-    # A tile of 16 x 128 over 8 warps is one 16-byte load per thread and source.
-    assert order.count("load") == 8
+@pytest.mark.parametrize("variant", SELECTED[:3:2], ids=lambda variant: variant.algorithm)
+def test_kernels_take_the_arguments_that_launch_gives(variant: Variant) -> None:
+    with compile_environment():
+        kernel = kernel_of(variant)
+    assert kernel.arg_names == [*ARGUMENTS, *constexprs(variant, virtual=False)]
+    integers = [name for name in ARGUMENTS if not name.endswith("_ptr") and name != "heap_table"]
+    assert list(kernel.do_not_specialize) == integers

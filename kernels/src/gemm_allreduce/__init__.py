@@ -1,15 +1,29 @@
-"""Fused GEMM + all-reduce kernels in portable Triton.
+"""Fused GEMM + all-reduce: one kernel computes, sends and sums.
 
-Importing this package loads neither torch nor Triton. What is here:
-
-* :mod:`gemm_allreduce.variants`: the compile-time variants, as plain data;
-* :mod:`gemm_allreduce.layout`: where flags and slots lie in a rank's heap, as plain arithmetic;
-* :mod:`gemm_allreduce.one_shot`: the Triton kernel (imports Triton);
-* :mod:`gemm_allreduce.virtual_ranks`: runs all ranks in one launch on one GPU, for tests;
-* :mod:`gemm_allreduce.compile`: ``python -m gemm_allreduce.compile``, cubins without a GPU.
-
-There is no multi-GPU launcher, workspace, or loader of the cubins in this version.
+`Workspace` and `gemm_allreduce` are the interface, `RowParallelLinear` a layer made of them.
+Importing this package loads neither torch nor Triton; docs/kernels.md explains the protocol.
 """
 
-__version__ = "0.1.0"
-__all__ = ["__version__"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .call import gemm_allreduce
+    from .linear import RowParallelLinear
+    from .workspace import PeerTimeoutError, Workspace
+
+__version__ = "0.2.0"
+__all__ = ["PeerTimeoutError", "RowParallelLinear", "Workspace", "__version__", "gemm_allreduce"]
+
+_HOMES = {
+    "gemm_allreduce": "call",
+    "RowParallelLinear": "linear",
+    "PeerTimeoutError": "workspace",
+    "Workspace": "workspace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

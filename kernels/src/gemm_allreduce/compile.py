@@ -1,7 +1,9 @@
-"""Compiles the one-shot kernel ahead of time, without a GPU, into cubins and a manifest.
+"""Compiles the kernels ahead of time, without a GPU, into cubins and a manifest.
 
 ``python -m gemm_allreduce.compile --arch sm_90 [--arch sm_80 ...] --out DIR
 [--variant NAME ... | --quick] [--json]``
+
+Without a selection: every variant that the dispatch table can choose on the architecture.
 
 Writes ``DIR/<arch>/<variant>.cubin`` and, last, ``DIR/manifest.json``. If anything fails, nothing
 is written. Two runs with one Triton and one ptxas give the same bytes.
@@ -33,15 +35,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import __version__
+from .dispatch import ARCHS, Shape, choose, reachable_variants
 from .elf import cubin_sm
-from .variants import (
-    ENABLE_FP_FUSION,
-    QUICK_VARIANT,
-    VARIANTS,
-    Variant,
-    select_variants,
-    variant_names,
-)
+from .launch import ARGUMENTS, compile_options, constexprs, kernel_of
+from .variants import Variant
 
 MANIFEST_SCHEMA: Final = 1
 
@@ -57,32 +54,18 @@ SHARED_LIMITS: Final[dict[str, int]] = {
 }
 """Valid architectures, and the shared memory in bytes that one CTA can have on each."""
 
-_POINTERS: Final = {"bf16": "*bf16", "fp16": "*fp16"}
-_INTEGERS: Final = (
-    "M",
-    "N",
-    "K",
-    "rank",
-    "flags_offset",
-    "slots_offset",
-    "source_stride",
-    "row_stride",
-    "spin_limit",
-)
-# Callers must keep these at multiples of 16 (addresses: bytes); with less, every access of a
-# tile is 2 bytes wide.
-_DIVISIBLE_BY_16: Final = (
-    "x_ptr",
-    "weight_ptr",
-    "y_ptr",
-    "heap_table",
-    "N",
-    "K",
-    "flags_offset",
-    "slots_offset",
-    "source_stride",
-    "row_stride",
-)
+assert tuple(SHARED_LIMITS) == ARCHS
+
+_ELEMENTS: Final = {"bf16": "bf16", "fp16": "fp16", "fp8e4m3": "fp8e4nv", "int8": "i8"}
+_FIXED: Final = {
+    "x_scale_ptr": "*fp32",
+    "weight_scale_ptr": "*fp32",
+    "heap_table": "*i64",
+    "status_ptr": "*i32",
+}
+QUICK_VARIANT: Final = choose(Shape(16, 8192, 1024, 8, "sm_90")).variant
+"""One variant that compiles for every architecture."""
+
 _PTXAS_VARIABLES: Final = ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH")
 _OTHER_VARIABLES: Final = ("DISABLE_PTXAS_OPT", "PTXAS_OPTIONS", "DISABLE_LLVM_OPT")
 
@@ -222,30 +205,27 @@ def compile_variant(variant: Variant, arch: str) -> Cubin:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from .one_shot import gemm_allreduce_one_shot as kernel
-
     capability = int(arch.removeprefix("sm_"))
     what = f"{variant.name} for {arch}"
     try:
+        kernel = kernel_of(variant)
+        signature = _signature(variant)
         source = ASTSource(
             kernel,
-            _signature(kernel.arg_names, variant),
-            _constexprs(variant),
+            {name: signature[name] for name in kernel.arg_names},
+            constexprs(variant, virtual=False),
             {
                 (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
-                for name in _DIVISIBLE_BY_16
+                for name, kind in signature.items()
+                if kind.startswith("*")
             },
         )
-        options = {
-            "num_warps": variant.num_warps,
-            "num_stages": variant.num_stages,
-            "enable_fp_fusion": ENABLE_FP_FUSION,
-            "launch_cooperative_grid": True,
-        }
         # Triton 3.6 prints the whole PTX when ptxas fails, into what --json reports.
         with contextlib.redirect_stdout(io.StringIO()):
             compiled = triton.compile(
-                source, target=GPUTarget("cuda", capability, 32), options=options
+                source,
+                target=GPUTarget("cuda", capability, 32),
+                options=compile_options(variant),
             )
     except Exception as error:  # Triton's and LLVM's errors share no base class
         raise CompileError(f"{what}: {_first_lines(error)}") from error
@@ -280,8 +260,8 @@ def check_cubin(cubin: Cubin) -> None:
     limit = SHARED_LIMITS[cubin.arch]
     if cubin.shared > limit:
         raise CompileError(f"{what}: needs {cubin.shared} bytes of shared memory of {limit}")
-    if cubin.num_warps != cubin.variant.num_warps:
-        raise CompileError(f"{what}: {cubin.num_warps} warps, asked {cubin.variant.num_warps}")
+    if cubin.num_warps != cubin.variant.tile.num_warps:
+        raise CompileError(f"{what}: {cubin.num_warps} warps, asked {cubin.variant.tile.num_warps}")
 
 
 def warnings_for(arch: str) -> list[str]:
@@ -326,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tools[arch] = find_ptxas(arch)
                 _say(f"{arch}: ptxas {tools[arch].version} at {tools[arch].path}")
                 warnings += warnings_for(arch)
-                for variant in options.variants:
+                for variant in _selected(options, arch):
                     try:
                         cubins.append(compile_variant(variant, arch))
                     except CompileError as error:
@@ -373,7 +353,7 @@ def _say(message: str) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m gemm_allreduce.compile",
-        description="Compile the one-shot GEMM + all-reduce kernel ahead of time, without a GPU.",
+        description="Compile the GEMM + all-reduce kernels ahead of time, without a GPU.",
     )
     parser.add_argument(
         "--arch",
@@ -388,7 +368,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help=f"variant, repeatable; default all: {', '.join(variant_names())}",
+        help="variant, repeatable; default: every variant that dispatch can choose",
     )
     parser.add_argument("--quick", action="store_true", help=f"only {QUICK_VARIANT.name}")
     parser.add_argument("--json", action="store_true", help="report on stdout as JSON")
@@ -403,15 +383,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--out {options.out} is not a folder")
     if options.quick and options.variant:
         parser.error("--quick and --variant exclude each other")
-    options.variants = VARIANTS
-    try:
-        if options.quick:
-            options.variants = (QUICK_VARIANT,)
-        elif options.variant:
-            options.variants = select_variants(options.variant)
-    except LookupError as error:
-        parser.error(str(error))
+    names = {v.name for arch in options.arch for v in reachable_variants(arch)}
+    if absent := sorted(set(options.variant) - names):
+        parser.error(f"unknown variant {', '.join(absent)}; valid: {', '.join(sorted(names))}")
     return options
+
+
+def _selected(options: argparse.Namespace, arch: str) -> Sequence[Variant]:
+    if options.quick:
+        return (QUICK_VARIANT,)
+    variants = reachable_variants(arch)
+    return [v for v in variants if not options.variant or v.name in options.variant]
 
 
 def _import_triton() -> Any:
@@ -431,22 +413,12 @@ def _import_triton() -> Any:
     return triton
 
 
-def _signature(arg_names: Sequence[str], variant: Variant) -> dict[str, str]:
-    types = dict.fromkeys(("x_ptr", "weight_ptr", "y_ptr"), _POINTERS[variant.dtype])
-    types["heap_table"] = "*i64"
-    types.update(dict.fromkeys(_INTEGERS, "i32"))
-    types.update(dict.fromkeys(_constexprs(variant), "constexpr"))
-    return {name: types[name] for name in arg_names}
-
-
-def _constexprs(variant: Variant) -> dict[str, Any]:
-    return {
-        "W": variant.world_size,
-        "BM": variant.block_m,
-        "BN": variant.block_n,
-        "BK": variant.block_k,
-        "VIRTUAL": False,
-    }
+def _signature(variant: Variant) -> dict[str, str]:
+    types = dict.fromkeys(ARGUMENTS, "i32") | _FIXED
+    types.update(dict.fromkeys(("x_ptr", "weight_ptr"), f"*{_ELEMENTS[variant.operand]}"))
+    types.update(dict.fromkeys(("y_ptr", "bias_ptr", "residual_ptr"), f"*{variant.dtype}"))
+    types.update(dict.fromkeys(constexprs(variant, virtual=False), "constexpr"))
+    return types
 
 
 def _first_lines(error: Exception, limit: int = 12) -> str:

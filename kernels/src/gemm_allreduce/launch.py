@@ -1,92 +1,212 @@
-"""Launches the one-shot kernel: compile-time options and argument order in one place."""
+"""Launches a kernel: arguments, their order and compile-time options in one place.
+
+All kernels take the same arguments, so that just-in-time and ahead-of-time launches, of any
+algorithm, share this page.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-from .layout import HeapLayout
-from .variants import ENABLE_FP_FUSION, Variant
+from .dispatch import Choice
+from .layout import PAGE, HeapLayout, ceil_div
+from .variants import ENABLE_FP_FUSION, ROW_BYTES, Variant
 
 if TYPE_CHECKING:
     import torch
 
+ARGUMENTS: Final[dict[str, str]] = {
+    "x_ptr": "operand [M, K], contiguous; with VIRTUAL [W, M, K]",
+    "weight_ptr": "operand [N, K], contiguous; with VIRTUAL [W, N, K]",
+    "y_ptr": "dtype [M, N], contiguous, written; with VIRTUAL [W, M, N]",
+    "bias_ptr": "dtype [N]; any pointer where extras lacks it",
+    "residual_ptr": "dtype [M, N], contiguous; any pointer where extras lacks it",
+    "x_scale_ptr": "float32 [M]; with VIRTUAL [W, M]; unused unless SCALED",
+    "weight_scale_ptr": "float32 [N]; with VIRTUAL [W, N]; unused unless SCALED",
+    "heap_table": "int64 [W]: address of each rank's heap in this process",
+    "status_ptr": "int32 [W, STATUS_WORDS]: the host's copy of the status records",
+    "M": "rows",
+    "n_vectors": "N / 8",
+    "k_vectors": "K / 8, or K / 16 for 8-bit operands",
+    "rank": "this rank; ignored with VIRTUAL",
+    "gemm_ctas": "CTAs of a rank that compute",
+    "copy_first": "first CTA of a rank that copies results to y",
+    "extras": "bits: 1 bias, 2 residual",
+    "spin_limit": "polls of one flag before a wait gives up",
+    "partial_flags": "offset in the heap, pages",
+    "result_flags": "offset in the heap, pages",
+    "slots": "offset in the heap, pages",
+    "slot_stride": "elements / 128 between the slots of two sources",
+    "receive": "offset in the heap, pages",
+    "receive_stride": "elements / 128 between the receive parts of two sources",
+    "result": "offset in the heap, pages",
+}
+"""The run-time arguments of every kernel, in order. Pointers are multiples of 16 bytes,
+integers are 32 bits and not specialised on, so that one binary serves every shape and rank.
+VIRTUAL: all W ranks in one launch, rank = CTA % W; the grid is W times the CTAs of a rank."""
 
-def launch_one_shot(
-    variant: Variant,
-    layout: HeapLayout,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    out: torch.Tensor,
-    heap_table: torch.Tensor,
-    *,
-    rank: int,
-    ctas: int,
-    spin_limit: int,
-    virtual: bool,
-) -> None:
-    """Launch the kernel on the current stream without waiting for it. Checks no shapes.
+_EXTRA_BIAS: Final = 1
+_EXTRA_RESIDUAL: Final = 2
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The tensors of one call; shapes and meaning as in ARGUMENTS. Checked by the caller."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    y: torch.Tensor
+    bias: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    x_scale: torch.Tensor | None = None
+    weight_scale: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the heaps are. ``table`` is int64 [W], ``status`` int32 [W, STATUS_WORDS], host."""
+
+    layout: HeapLayout
+    table: torch.Tensor
+    status: torch.Tensor
+    rank: int
+    virtual: bool
+
+
+@dataclass(frozen=True)
+class Grid:
+    """CTAs of one rank: all of them, those that compute, and the first of those that copy."""
+
+    ctas: int
+    gemm_ctas: int
+    copy_first: int
+
+
+def plan_grid(
+    choice: Choice, tokens: int, features: int, resident_ctas: int, *, in_order: bool
+) -> Grid:
+    """Return the grid of one rank for a call. Pure.
 
     Args:
-        variant: what was fixed at compile time.
-        layout: layout of the heaps behind ``heap_table``.
-        x: [M, K], or [W, M, K] if ``virtual``; contiguous, as the two below.
-        weight: [N, K] or [W, N, K].
-        out: [M, N] or [W, M, N]; written.
-        heap_table: int64 [W], address of each rank's heap in this process.
-        rank: this rank; ignored if ``virtual``.
-        ctas: CTAs of the launch, of all ranks together if ``virtual``; all must fit on the GPU.
-        spin_limit: polls of one flag before a wait gives up.
-        virtual: run all ranks in this launch.
+        choice: the kernel and its shares.
+        tokens, features: M and N of the call.
+        resident_ctas: how many CTAs of this rank the GPU can hold at once.
+        in_order: CTAs run one after another, each to its end, as in Triton's interpreter; a CTA
+            then may wait only for what CTAs before it, or the same CTA of peers, do first.
+    """
+    tile = choice.variant.tile
+    tiles = ceil_div(tokens, tile.block_m) * ceil_div(features, tile.block_n)
+    both = resident_ctas < 2 and not in_order  # no room for CTAs that only communicate
+    if choice.variant.algorithm == "one_shot" or not choice.comm_ctas or both:
+        ctas = max(1, min(tiles, resident_ctas))
+        if in_order and choice.variant.algorithm == "two_shot":
+            ctas = 1
+        return Grid(ctas, ctas, 0)
+    comm = max(1, min(choice.comm_ctas, resident_ctas // 2))
+    gemm = max(1, min(tiles, resident_ctas - comm))
+    if in_order:
+        return Grid(gemm + 1, gemm, gemm)
+    return Grid(gemm + comm, gemm, 0)
+
+
+def constexprs(variant: Variant, *, virtual: bool) -> dict[str, Any]:
+    """Return the compile-time arguments of a variant."""
+    return {
+        "W": variant.world_size,
+        "BM": variant.tile.block_m,
+        "BN": variant.tile.block_n,
+        "BK": variant.block_k,
+        "SPLIT": variant.split,
+        "SCALED": variant.scaled,
+        "VIRTUAL": virtual,
+    }
+
+
+def compile_options(variant: Variant) -> dict[str, Any]:
+    """Return the compiler's options for a variant."""
+    return {
+        "num_warps": variant.tile.num_warps,
+        "num_stages": variant.tile.num_stages,
+        "enable_fp_fusion": ENABLE_FP_FUSION,
+        # CTAs wait for each other: a grid that is not resident at once must fail, not hang.
+        "launch_cooperative_grid": True,
+    }
+
+
+def kernel_of(variant: Variant) -> Any:
+    """Return the Triton function of a variant. Imports Triton."""
+    if variant.algorithm == "one_shot":
+        from .one_shot import gemm_allreduce_one_shot
+
+        return gemm_allreduce_one_shot
+    from .two_shot import gemm_allreduce_two_shot
+
+    return gemm_allreduce_two_shot
+
+
+def launch(variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_limit: int) -> None:
+    """Launch the kernel on the current stream without waiting for it. Checks no shapes.
 
     Raises:
         RuntimeError: neither a CUDA device nor an interpreter that can run it.
     """
     import triton
 
-    from .one_shot import gemm_allreduce_one_shot as kernel
-
-    options: dict[str, Any] = {}
+    kernel = kernel_of(variant)
+    options = compile_options(variant)
+    x, y = operands.x, operands.y
     if not isinstance(kernel, triton.JITFunction):  # TRITON_INTERPRET=1
-        if virtual and variant.world_size > 1:
-            raise RuntimeError(
-                "Triton's interpreter runs CTAs one after another: several virtual ranks "
-                "would wait for each other; use one process per rank"
-            )
-        if variant.dtype == "bf16":
-            raise RuntimeError("tl.dot on bf16 is wrong in Triton's interpreter; use fp16")
-    elif out.device.type != "cuda":
+        options = {}
+        _require_interpretable(variant, ranks)
+    elif y.device.type != "cuda":
         raise RuntimeError(
             f"the kernel needs a CUDA device, or TRITON_INTERPRET=1 set before Triton is imported "
-            f"(TRITON_INTERPRET is {os.environ.get('TRITON_INTERPRET')!r}); got {out.device}"
+            f"(TRITON_INTERPRET is {os.environ.get('TRITON_INTERPRET')!r}); got {y.device}"
         )
-    else:
-        options = {
-            "num_warps": variant.num_warps,
-            "num_stages": variant.num_stages,
-            "enable_fp_fusion": ENABLE_FP_FUSION,
-            # CTAs wait for each other: a grid that is not resident at once must fail, not hang.
-            "launch_cooperative_grid": True,
-        }
-    tokens, depth, features = x.shape[-2], x.shape[-1], weight.shape[-2]
+    layout = ranks.layout
+    extras = _EXTRA_BIAS if operands.bias is not None else 0
+    extras |= _EXTRA_RESIDUAL if operands.residual is not None else 0
+    ctas = grid.ctas * (layout.world_size if ranks.virtual else 1)
     kernel[(ctas,)](
         x,
-        weight,
-        out,
-        heap_table,
-        tokens,
-        features,
-        depth,
-        rank,
-        layout.flags_offset,
-        layout.slots_offset,
-        layout.source_stride,
-        layout.row_stride,
+        operands.weight,
+        y,
+        y if operands.bias is None else operands.bias,
+        y if operands.residual is None else operands.residual,
+        ranks.status if operands.x_scale is None else operands.x_scale,
+        ranks.status if operands.weight_scale is None else operands.weight_scale,
+        ranks.table,
+        ranks.status,
+        x.shape[-2],
+        y.shape[-1] * y.element_size() // ROW_BYTES,
+        x.shape[-1] * x.element_size() // ROW_BYTES,
+        ranks.rank,
+        grid.gemm_ctas,
+        grid.copy_first,
+        extras,
         spin_limit,
-        W=variant.world_size,
-        BM=variant.block_m,
-        BN=variant.block_n,
-        BK=variant.block_k,
-        VIRTUAL=virtual,
+        layout.partial_flags // PAGE,
+        layout.result_flags // PAGE,
+        layout.slots // PAGE,
+        layout.small_area // 128,
+        layout.receive // PAGE,
+        layout.owned_area // 128,
+        layout.result // PAGE,
+        **constexprs(variant, virtual=ranks.virtual),
         **options,
     )
+
+
+def _require_interpretable(variant: Variant, ranks: Ranks) -> None:
+    if ranks.virtual and variant.world_size > 1:
+        raise RuntimeError(
+            "Triton's interpreter runs CTAs one after another: several virtual ranks "
+            "would wait for each other; use one process per rank"
+        )
+    if "bf16" in (variant.dtype, variant.operand) or variant.operand == "fp8e4m3":
+        raise RuntimeError(
+            "tl.dot on bf16 and on FP8, and rounding to bf16, are wrong in Triton's interpreter; "
+            "use fp16"
+        )

@@ -1,36 +1,43 @@
-"""The compile-time variants of the one-shot kernel, as plain data. Imports no Triton."""
+"""What is fixed when a kernel is compiled, as plain data. Imports no Triton."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
-DTYPES: Final = ("bf16", "fp16")
+from .layout import LARGE_TILE_AREA, SMALL_TILE_AREA, TILE_COLUMNS, TILE_ROWS
+
+Algorithm = Literal["one_shot", "two_shot"]
+Dtype = Literal["bf16", "fp16"]
+Operand = Literal["bf16", "fp16", "fp8e4m3", "int8"]
+
+ALGORITHMS: Final = get_args(Algorithm)
+DTYPES: Final = get_args(Dtype)
+OPERANDS: Final = get_args(Operand)
 WORLD_SIZES: Final = (1, 2, 4, 8)
+"""Those that the dispatch table serves; the kernels take any power of two."""
 
 ENABLE_FP_FUSION: Final = False
 """Pinned for JIT and ahead of time alike, since Triton's default differs between releases."""
 
+ROW_BYTES: Final = 16
+"""x, weight and y have rows of a multiple of this many bytes, so that accesses can be as wide."""
+
 
 @dataclass(frozen=True)
-class Variant:
-    """What is fixed when the kernel is compiled.
+class Tile:
+    """How one CTA computes its part of y.
 
     Attributes:
-        dtype: element type of x, weight, partials and y: ``"bf16"`` or ``"fp16"``.
-        world_size: number of ranks W.
-        block_m, block_n: tile of y that one CTA computes, in elements.
-        block_k: depth of one step of the K loop, in elements.
+        block_m, block_n: tile of y that one CTA computes at a time, in elements.
+        block_k: depth of one step of the K loop, in elements of 2 bytes.
         num_stages: depth of the software pipeline of the K loop.
         num_warps: warps per CTA.
 
     Raises:
-        ValueError: an attribute is outside what the kernel supports.
+        ValueError: an attribute is outside what the kernels support.
     """
 
-    dtype: str
-    world_size: int
     block_m: int
     block_n: int
     block_k: int
@@ -38,79 +45,91 @@ class Variant:
     num_warps: int
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        for name in ("world_size", "block_m", "block_n", "block_k", "num_warps"):
+        for name in ("block_m", "block_n", "block_k", "num_warps"):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two, got {value}")
-        for name in ("block_m", "block_n", "block_k"):
-            if getattr(self, name) < 16:
-                raise ValueError(f"{name} must be at least 16, got {getattr(self, name)}")
+        for name, limit in (("block_m", TILE_ROWS), ("block_n", TILE_COLUMNS), ("block_k", 1024)):
+            if not 16 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name} must be from 16 to {limit}, got {getattr(self, name)}")
         if self.num_stages < 1:
             raise ValueError(f"num_stages must be at least 1, got {self.num_stages}")
 
     @property
+    def area(self) -> int:
+        """Elements of y in one tile."""
+        return self.block_m * self.block_n
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled kernel.
+
+    Attributes:
+        algorithm: ``one_shot`` or ``two_shot``.
+        dtype: element type of partials and y.
+        operand: element type of x and weight: ``dtype``, or an 8-bit type with scales.
+        world_size: number of ranks W, a power of two.
+        tile: see :class:`Tile`.
+        split: two-shot: units per tile, 1 or W. With W every CTA sums a row block of each of its
+            tiles; with 1 a rank sums every W-th tile.
+
+    Raises:
+        ValueError: an attribute is outside what the kernels support.
+    """
+
+    algorithm: Algorithm
+    dtype: Dtype
+    operand: Operand
+    world_size: int
+    tile: Tile
+    split: int = 1
+
+    def __post_init__(self) -> None:
+        for name, valid in (
+            ("algorithm", ALGORITHMS),
+            ("dtype", DTYPES),
+            ("operand", OPERANDS),
+        ):
+            if getattr(self, name) not in valid:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}"
+                )
+        if self.operand in DTYPES and self.operand != self.dtype:
+            raise ValueError(f"operand {self.operand} needs dtype {self.operand}")
+        if self.world_size < 1 or self.world_size & (self.world_size - 1):
+            raise ValueError(f"world_size must be a power of two, got {self.world_size}")
+        if self.split not in ({1} if self.algorithm == "one_shot" else {1, self.world_size}):
+            raise ValueError(f"split must be 1, or world_size for two_shot, got {self.split}")
+        if self.tile.block_m % self.split:
+            raise ValueError(f"block_m {self.tile.block_m} does not split into {self.split}")
+        least = SMALL_TILE_AREA if self.algorithm == "one_shot" else LARGE_TILE_AREA
+        if self.tile.area < least:
+            raise ValueError(f"a tile of {self.algorithm} must have {least} elements or more")
+
+    @property
+    def scaled(self) -> bool:
+        """Whether x and weight are 8-bit, with scales."""
+        return self.operand not in DTYPES
+
+    @property
+    def operand_bytes(self) -> int:
+        """Bytes of an element of x and weight."""
+        return 1 if self.scaled else 2
+
+    @property
+    def block_k(self) -> int:
+        """Depth of one step of the K loop, in elements of the operands."""
+        return self.tile.block_k * 2 // self.operand_bytes
+
+    @property
     def name(self) -> str:
         """Unique name, also the stem of the cubin's file name."""
+        tile = self.tile
+        types = self.dtype if self.operand == self.dtype else f"{self.operand}_{self.dtype}"
+        split = "_split" if self.split > 1 else ""
         return (
-            f"one_shot_{self.dtype}_w{self.world_size}"
-            f"_{self.block_m}x{self.block_n}x{self.block_k}"
-            f"_stages{self.num_stages}_warps{self.num_warps}"
+            f"{self.algorithm}_{types}_w{self.world_size}{split}"
+            f"_{tile.block_m}x{tile.block_n}x{self.block_k}"
+            f"_stages{tile.num_stages}_warps{tile.num_warps}"
         )
-
-
-# W -> (block_m, block_n, block_k, num_stages, num_warps). The wide tile of W > 1 was the fastest
-# of those tried on one H100 at N 8192, M 16; at W 1 the narrow one was.
-_TILES: Final[dict[int, tuple[int, int, int, int, int]]] = {
-    1: (16, 64, 128, 4, 4),
-    2: (16, 128, 128, 3, 8),
-    4: (16, 128, 128, 3, 8),
-    8: (16, 128, 128, 3, 8),
-}
-
-VARIANTS: Final[tuple[Variant, ...]] = tuple(
-    Variant(dtype, world_size, *_TILES[world_size])
-    for dtype in DTYPES
-    for world_size in WORLD_SIZES
-)
-
-
-def variant_names() -> tuple[str, ...]:
-    """Return the names of all variants, in table order."""
-    return tuple(variant.name for variant in VARIANTS)
-
-
-def find_variant(dtype: str, world_size: int) -> Variant:
-    """Return the table's variant for an element type and a number of ranks.
-
-    Depends on nothing else, so that all ranks of a group choose alike.
-
-    Raises:
-        LookupError: the table has none; the message names what it has.
-    """
-    for variant in VARIANTS:
-        if (variant.dtype, variant.world_size) == (dtype, world_size):
-            return variant
-    raise LookupError(
-        f"no one-shot variant for dtype {dtype!r} and {world_size} ranks; "
-        f"there are dtypes {', '.join(DTYPES)} and world sizes {', '.join(map(str, WORLD_SIZES))}"
-    )
-
-
-QUICK_VARIANT: Final = find_variant("bf16", 8)
-
-
-def select_variants(names: Iterable[str]) -> tuple[Variant, ...]:
-    """Return the named variants in table order, each once.
-
-    Raises:
-        LookupError: a name is unknown; the message lists the valid ones.
-    """
-    wanted = set(names)
-    unknown = sorted(wanted - set(variant_names()))
-    if unknown:
-        raise LookupError(
-            f"unknown variant {', '.join(unknown)}; valid: {', '.join(variant_names())}"
-        )
-    return tuple(variant for variant in VARIANTS if variant.name in wanted)

@@ -1,0 +1,235 @@
+"""Which kernel serves a call: a pure function of its shape, over the table in dispatch.toml.
+
+``python -m gemm_allreduce.dispatch M N K W ARCH [--dtype bf16] [--operand fp8e4m3]`` prints the
+choice and the rules that were passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Final
+
+from .layout import ELEMENT_BYTES, HeapLayout
+from .variants import DTYPES, OPERANDS, WORLD_SIZES, Dtype, Operand, Tile, Variant
+
+ARCHS: Final = (
+    "sm_80",
+    "sm_86",
+    "sm_89",
+    "sm_90",
+    "sm_100",
+    "sm_103",
+    "sm_120",
+    "sm_121",
+)
+_NO_FP8: Final = ("sm_80", "sm_86")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a choice depends on.
+
+    ``tokens`` (M), ``features`` (N) and ``depth`` (K of this rank) are in elements; ``arch`` is
+    like ``sm_90``. Raises: ValueError for sizes, types or an architecture that are not served.
+    """
+
+    tokens: int
+    features: int
+    depth: int
+    world_size: int
+    arch: str
+    dtype: Dtype = "bf16"
+    operand: Operand | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "features", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.world_size not in WORLD_SIZES:
+            raise ValueError(
+                f"world_size must be one of {', '.join(map(str, WORLD_SIZES))}, "
+                f"got {self.world_size}"
+            )
+        if self.arch not in ARCHS:
+            raise ValueError(f"unknown architecture {self.arch!r}; valid: {', '.join(ARCHS)}")
+        if self.operand in DTYPES and self.operand != self.dtype:
+            raise ValueError(f"operand {self.operand} needs dtype {self.operand}")
+        if self.operand == "fp8e4m3" and self.arch in _NO_FP8:
+            raise ValueError(f"{self.arch} has no FP8 matrix units; sm_89 and later have")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel and how it is launched. ``comm_ctas`` CTAs only communicate; with 0 all do both."""
+
+    variant: Variant
+    comm_ctas: int = 0
+    ctas_per_sm: int = 1
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One entry of the table; see dispatch.toml for what the fields mean."""
+
+    algorithm: str
+    world_sizes: tuple[int, ...]
+    tile: Tile
+    archs: tuple[str, ...] = ARCHS
+    max_tokens: int | None = None
+    max_bytes: int | None = None
+    split: bool = False
+    comm_ctas: int = 0
+    ctas_per_sm: int = 1
+
+    def __post_init__(self) -> None:
+        for name, given, valid in (
+            ("world_sizes", self.world_sizes, WORLD_SIZES),
+            ("archs", self.archs, ARCHS),
+        ):
+            if not given or not set(given) <= set(valid):
+                raise ValueError(f"{name} must be some of {valid}, got {given}")
+        for name, least in (
+            ("max_tokens", 1),
+            ("max_bytes", 1),
+            ("comm_ctas", 0),
+            ("ctas_per_sm", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, got {value!r}"
+                )
+
+    def refusal(self, shape: Shape) -> str | None:
+        """Return why the rule does not fit, or None if it does."""
+        size = shape.tokens * shape.features * ELEMENT_BYTES
+        if shape.world_size not in self.world_sizes:
+            return f"for {', '.join(map(str, self.world_sizes))} ranks"
+        if shape.arch not in self.archs:
+            return f"for {', '.join(self.archs)}"
+        if self.max_tokens is not None and shape.tokens > self.max_tokens:
+            return f"M over {self.max_tokens}"
+        if self.max_bytes is not None and size > self.max_bytes:
+            return f"y of {size} bytes, over {self.max_bytes}"
+        return None
+
+    def choice(self, dtype: Dtype, operand: Operand | None, world_size: int) -> Choice:
+        """Return what the rule chooses."""
+        variant = Variant(
+            self.algorithm,  # type: ignore[arg-type] # Variant checks it
+            dtype,
+            operand or dtype,
+            world_size,
+            self.tile,
+            world_size if self.split else 1,
+        )
+        return Choice(variant, self.comm_ctas, self.ctas_per_sm)
+
+
+def parse_rules(tables: Iterable[Mapping[str, Any]]) -> tuple[Rule, ...]:
+    """Return the rules of a parsed table.
+
+    Raises: ValueError naming the number of the bad rule.
+    """
+    rules = []
+    for number, table in enumerate(tables, 1):
+        fields = dict(table)
+        try:
+            tile = Tile(*fields.pop("tile"))
+            for name in ("world_sizes", "archs"):
+                if name in fields:
+                    fields[name] = tuple(fields[name])
+            rule = Rule(tile=tile, **fields)
+            for world_size in rule.world_sizes:
+                rule.choice("bf16", None, world_size)
+            small = min(HeapLayout(w, 1, 1).small_tokens for w in rule.world_sizes)
+            if rule.algorithm == "one_shot" and not (
+                (rule.max_tokens or small + 1) <= small and tile.block_m <= small
+            ):
+                raise ValueError(f"one_shot serves at most {small} rows there, in such tiles")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"rule {number} of the dispatch table: {error}") from error
+        rules.append(rule)
+    return tuple(rules)
+
+
+@lru_cache(maxsize=1)
+def rules() -> tuple[Rule, ...]:
+    """Return the package's own table."""
+    text = resources.files(__package__).joinpath("dispatch.toml").read_text("utf-8")
+    return parse_rules(tomllib.loads(text)["rule"])
+
+
+@lru_cache(maxsize=4096)
+def choose(shape: Shape) -> Choice:
+    """Return the choice of the first rule that fits.
+
+    Depends on nothing but `shape`, so that all ranks of a group choose alike.
+    Raises: LookupError when no rule fits.
+    """
+    for rule in rules():
+        if rule.refusal(shape) is None:
+            return rule.choice(shape.dtype, shape.operand, shape.world_size)
+    raise LookupError(f"no rule of the dispatch table fits {shape}")
+
+
+def reachable_variants(arch: str) -> tuple[Variant, ...]:
+    """Return every variant that `choose` can return on an architecture, in the table's order.
+
+    Raises: ValueError for an unknown architecture.
+    """
+    if arch not in ARCHS:
+        raise ValueError(f"unknown architecture {arch!r}; valid: {', '.join(ARCHS)}")
+    operands: list[tuple[Dtype, Operand]] = [("bf16", "bf16"), ("fp16", "fp16")]
+    operands += [("bf16", "int8"), ("fp16", "int8")]
+    if arch not in _NO_FP8:
+        operands += [("bf16", "fp8e4m3"), ("fp16", "fp8e4m3")]
+    found = {
+        rule.choice(dtype, operand, world_size).variant: None
+        for dtype, operand in operands
+        for rule in rules()
+        if arch in rule.archs
+        for world_size in rule.world_sizes
+    }
+    return tuple(found)
+
+
+def explain(shape: Shape) -> str:
+    """Return the choice for a shape, and why earlier rules did not fit, as text."""
+    lines = []
+    for number, rule in enumerate(rules(), 1):
+        refusal = rule.refusal(shape)
+        if refusal is None:
+            choice = rule.choice(shape.dtype, shape.operand, shape.world_size)
+            lines.append(f"rule {number:2}  chosen: {choice.variant.name}")
+            lines.append(f"         comm_ctas {choice.comm_ctas}, per SM {choice.ctas_per_sm}")
+            return "\n".join(lines)
+        lines.append(f"rule {number:2}  {rule.algorithm}: {refusal}")
+    return "\n".join([*lines, "no rule fits"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the choice for a shape; exit code 2 for a shape that is not served."""
+    parser = argparse.ArgumentParser(prog="python -m gemm_allreduce.dispatch")
+    for name, what in (("M", "rows"), ("N", "features"), ("K", "depth of a rank"), ("W", "ranks")):
+        parser.add_argument(name, type=int, help=what)
+    parser.add_argument("arch", help=", ".join(ARCHS))
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--operand", choices=OPERANDS)
+    given = parser.parse_args(arguments)
+    try:
+        shape = Shape(given.M, given.N, given.K, given.W, given.arch, given.dtype, given.operand)
+    except ValueError as error:
+        parser.error(str(error))
+    print(explain(shape))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

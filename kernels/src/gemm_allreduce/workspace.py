@@ -1,0 +1,372 @@
+"""The workspace: symmetric memory and state that all fused layers of a model share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from . import __version__
+from .dispatch import Choice, Shape, choose
+from .launch import Grid, Operands, Ranks, launch, plan_grid
+from .layout import (
+    ARRIVALS_WORD,
+    EPOCH_WORD,
+    STATUS_FIELDS,
+    STATUS_WORD,
+    STATUS_WORDS,
+    HeapLayout,
+    describe_status,
+)
+from .variants import Dtype, Operand
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup
+
+    from .transports import Transport
+
+TIME_LIMIT_S: Final = 30.0
+"""How long a rank waits for a peer within one call, by default."""
+
+POLLS_PER_SECOND: Final = {"cuda": 5_000_000, "cpu": 5_000}
+"""Polls of one flag that a CTA makes in a second: about 0.2 us each on an H100, about 200 us in
+Triton's interpreter. A time limit becomes a count of polls, which every kind of rank can count."""
+
+_DTYPES: Final[dict[str, Dtype]] = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
+_OPERANDS: Final[dict[str, Operand]] = {
+    "torch.bfloat16": "bf16",
+    "torch.float16": "fp16",
+    "torch.float8_e4m3fn": "fp8e4m3",
+    "torch.int8": "int8",
+}
+_INTERPRETED_ARCH: Final = "sm_90"
+_INTERPRETED_CTAS: Final = 4
+
+
+class PeerTimeoutError(RuntimeError):
+    """A rank waited for a peer longer than the time limit. The workspace cannot be used again."""
+
+
+class Workspace:
+    """Symmetric memory for calls of `gemm_allreduce`; create one per model, on every rank.
+
+    Creation and `close` are collective. Calls must be made in the same order with the same M, N
+    and type on every rank, and on one stream (see `use_stream`). State lives on the device, so
+    calls can be captured in CUDA graphs after a first call outside of one has compiled the kernel.
+
+    Args:
+        ranks: a torch.distributed group (gloo is enough), which chooses NVSHMEM on a GPU host and
+            shared memory without one; or a transport.
+        max_tokens: largest M of one launch, rows; calls with more are split into several.
+        max_features: largest N.
+        dtype: of y and of the partial sums, torch.bfloat16 (default) or torch.float16.
+        time_limit_s: how long a rank waits for a peer within one call; approximate.
+        sm_margin: multiprocessors to leave to other kernels.
+        dispatch: chooses a kernel; must return the same on every rank.
+        first_epoch: int32 the call counter starts at, for tests of its wrap-around.
+
+    Raises:
+        ValueError: a size or type that is not served, or one that differs between ranks: on every
+            rank alike.
+        RuntimeError: symmetric memory cannot be had: on every rank alike.
+    """
+
+    def __init__(
+        self,
+        ranks: ProcessGroup | Transport,
+        *,
+        max_tokens: int = 8192,
+        max_features: int = 8192,
+        dtype: torch.dtype | None = None,
+        time_limit_s: float = TIME_LIMIT_S,
+        sm_margin: int = 0,
+        dispatch: Callable[[Shape], Choice] = choose,
+        first_epoch: int = 0,
+    ) -> None:
+        import torch
+
+        self.transport = _transport(ranks)
+        self.dtype = torch.bfloat16 if dtype is None else dtype
+        self.time_limit_s = time_limit_s
+        self._dispatch = dispatch
+        self._closed = False
+        self._stream: int | None = None
+        problem = ""
+        try:
+            self._configure(max_tokens, max_features, sm_margin)
+        except ValueError as error:
+            problem = str(error)
+        self._agree(
+            {
+                "problem": problem,
+                "version": __version__,
+                "world_size": self.transport.world_size,
+                "max_tokens": max_tokens,
+                "max_features": max_features,
+                "dtype": str(self.dtype),
+                "architecture": "" if problem else self.arch,
+                "first_epoch": first_epoch,
+            }
+        )
+        self._allocate(first_epoch)
+
+    def _configure(self, max_tokens: int, max_features: int, sm_margin: int) -> None:
+        import torch
+
+        if str(self.dtype) not in _DTYPES:
+            raise ValueError(f"dtype must be torch.bfloat16 or torch.float16, got {self.dtype}")
+        if self.time_limit_s <= 0:
+            raise ValueError(f"time_limit_s must be positive, got {self.time_limit_s}")
+        self.layout = HeapLayout(self.transport.world_size, max_tokens, max_features)
+        device = self.transport.device
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            self.arch = f"sm_{properties.major}{properties.minor}"
+            processors = properties.multi_processor_count
+            if not 0 <= sm_margin < processors:
+                raise ValueError(f"sm_margin must be from 0 to {processors - 1}, got {sm_margin}")
+            self._processors = processors - sm_margin
+        else:
+            self.arch = _INTERPRETED_ARCH
+            self._processors = _INTERPRETED_CTAS
+        Shape(1, 8, 8, self.transport.world_size, self.arch)
+        self._spin_limit = min(int(self.time_limit_s * POLLS_PER_SECOND[device.type]), 2**31 - 1)
+
+    def _agree(self, settings: dict[str, Any]) -> None:
+        """Compare with every rank's settings, so that all ranks fail or none does."""
+        gathered = self.transport.gather(settings)
+        problems = {rank: s["problem"] for rank, s in enumerate(gathered) if s["problem"]}
+        if problems:
+            raise ValueError("; ".join(f"rank {r}: {text}" for r, text in problems.items()))
+        for name in settings:
+            values = [s[name] for s in gathered]
+            if any(value != values[0] for value in values):
+                raise ValueError(f"{name} differs between ranks: {values}")
+
+    def _allocate(self, first_epoch: int) -> None:
+        import torch
+
+        self._heap = self.transport.allocate(self.layout.total_bytes)
+        import numpy
+
+        words = self.words()
+        # In the heap itself: an allocation of its own would take 2 MiB of the device.
+        place = slice(self.layout.table // 4, self.layout.table // 4 + 2 * self.world_size)
+        addresses = numpy.array(self._heap.addresses, dtype=numpy.int64).view(numpy.int32)
+        words[:, place] = torch.from_numpy(addresses).to(words.device)
+        words[:, EPOCH_WORD] = first_epoch
+        words[:, self.layout.partial_flags // 4 : self.layout.slots // 4] = first_epoch
+        cuda = self.transport.device.type == "cuda"
+        status = torch.zeros(
+            (self.transport.world_size, STATUS_WORDS), dtype=torch.int32, pin_memory=cuda
+        )
+        self._codes = status.numpy()[:, 0]
+        table = words[0, place].view(torch.int64)
+        self._ranks = Ranks(self.layout, table, status, self.transport.rank, self.transport.virtual)
+        if cuda:
+            torch.cuda.synchronize(self.transport.device)
+        self.transport.gather(None)  # nobody may call before everybody is ready
+
+    # ------------------------------------------------------------------ what callers may ask
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.transport.world_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where operands must be."""
+        return self.transport.device
+
+    @property
+    def symmetric_bytes(self) -> int:
+        """Symmetric memory that this workspace takes on every rank."""
+        return self.layout.total_bytes
+
+    def check(self) -> None:
+        """Wait for the device, then raise if a wait has given up in any call so far.
+
+        Raises:
+            PeerTimeoutError: names the rank, tile, source rank, flag seen and flag expected.
+            RuntimeError: the workspace is closed.
+        """
+        self._require_open()
+        self._synchronize()
+        self._raise_if_failed()
+
+    def use_stream(self, stream: torch.cuda.Stream) -> None:
+        """Make the calls from here on on `stream`, after all earlier ones have ended."""
+        self._require_open()
+        self._synchronize()
+        self._stream = stream.cuda_stream
+
+    def epochs(self) -> list[int]:
+        """Return the epoch (int32, number of launches) of this rank, or of all virtual ranks."""
+        self._synchronize()
+        epochs: list[int] = self.words()[:, EPOCH_WORD].tolist()
+        return epochs
+
+    def arrivals(self) -> list[int]:
+        """Return the arrival counter of this rank, or of all virtual ranks; 0 between calls."""
+        self._synchronize()
+        arrivals: list[int] = self.words()[:, ARRIVALS_WORD].tolist()
+        return arrivals
+
+    def words(self) -> torch.Tensor:
+        """Return the heap as int32 [1, words], or [W, words] with virtual ranks. For tests."""
+        import torch
+
+        own = self._heap.own
+        return (own if self.transport.virtual else own[None]).view(torch.int32)
+
+    def close(self) -> None:
+        """Free the symmetric memory. Collective; a second close does nothing.
+
+        After a PeerTimeoutError not all ranks may come here: then end the process instead.
+        """
+        if self._closed:
+            return
+        self._synchronize()
+        self._closed = True
+        del self._heap, self._ranks
+        self.transport.close()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # On the way out of an error the peers may be elsewhere, and a collective would hang.
+        if error is None:
+            self.close()
+
+    # ------------------------------------------------------------------ for call.py
+
+    def run(self, operands: Operands) -> None:
+        """Launch one call of at most max_tokens rows; shapes were checked.
+
+        Raises: RuntimeError, PeerTimeoutError as `gemm_allreduce`.
+        """
+        tokens, features = operands.y.shape[-2:]
+        shape = Shape(
+            tokens,
+            features,
+            operands.x.shape[-1],
+            self.world_size,
+            self.arch,
+            _DTYPES[str(self.dtype)],
+            _OPERANDS[str(operands.x.dtype)],
+        )
+        choice = self._dispatch(shape)
+        self._require_fit(choice, shape)
+        grid = self.grid(choice, tokens, features)
+        with self._current_device():
+            launch(choice.variant, self._ranks, operands, grid, self._spin_limit)
+
+    def _require_fit(self, choice: Choice, shape: Shape) -> None:
+        """What a kernel cannot check: it would write into another rank's part of the heap."""
+        variant, small = choice.variant, self.layout.small_tokens
+        if (variant.world_size, variant.dtype, variant.operand) != (
+            shape.world_size,
+            shape.dtype,
+            shape.operand,
+        ):
+            raise ValueError(f"dispatch chose {variant.name} for {shape}")
+        if variant.algorithm == "one_shot" and max(shape.tokens, variant.tile.block_m) > small:
+            raise ValueError(
+                f"dispatch chose {variant.name} for {shape.tokens} rows; one_shot serves {small}"
+            )
+
+    def _current_device(self) -> AbstractContextManager[object]:
+        """Triton launches on the current device, whatever the operands' is."""
+        if self.transport.device.type != "cuda":
+            return nullcontext()
+        import torch
+
+        return torch.cuda.device(self.transport.device)
+
+    def grid(self, choice: Choice, tokens: int, features: int) -> Grid:
+        """Return the grid of one rank."""
+        share = self.world_size if self.transport.virtual else 1
+        resident = max(1, self._processors * choice.ctas_per_sm // share)
+        interpreted = self.transport.device.type != "cuda"
+        return plan_grid(choice, tokens, features, resident, in_order=interpreted)
+
+    def require_usable(self) -> None:
+        """Raise unless a call can be made here and now; costs no synchronization.
+
+        Raises: RuntimeError when closed or on another stream; PeerTimeoutError after a failure.
+        """
+        self._require_open()
+        self._raise_if_failed()
+        if self.transport.device.type != "cuda":
+            return
+        import torch
+
+        if self._capturing():
+            return  # a capture has a stream of its own; where it is replayed is the caller's care
+        stream = torch.cuda.current_stream(self.transport.device).cuda_stream
+        if self._stream is None:
+            self._stream = stream
+        elif stream != self._stream:
+            raise RuntimeError(
+                "this workspace is used on another stream; calls on two streams could overlap: "
+                "call workspace.use_stream(stream) to move, or make a second workspace"
+            )
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the workspace is closed")
+
+    def _raise_if_failed(self) -> None:
+        if not self._codes.any():
+            return
+        if not self._capturing():  # the record is whole once the kernel that wrote it has ended
+            self._synchronize()
+        failed = [r for r, code in enumerate(self._codes) if code]
+        records = self._ranks.status[failed, : len(STATUS_FIELDS)].tolist()
+        sentences = [
+            describe_status(dict(zip(STATUS_FIELDS, record, strict=True))) for record in records
+        ]
+        raise PeerTimeoutError(
+            f"{'; '.join(sentences)} (time limit {self.time_limit_s:g} s); "
+            "end this process group and start again"
+        )
+
+    def _capturing(self) -> bool:
+        if self.transport.device.type != "cuda":
+            return False
+        import torch
+
+        with torch.cuda.device(self.transport.device):
+            return torch.cuda.is_current_stream_capturing()
+
+    def _synchronize(self) -> None:
+        if self.transport.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.transport.device)
+
+
+def _transport(ranks: ProcessGroup | Transport) -> Transport:
+    if hasattr(ranks, "allocate"):
+        return ranks  # type: ignore[return-value]
+    import torch
+
+    if torch.cuda.is_available():
+        from .transports.nvshmem import NvshmemTransport
+
+        return NvshmemTransport(ranks)
+    from .transports.shared import SharedMemoryTransport
+
+    return SharedMemoryTransport(ranks)
+
+
+assert STATUS_WORD + len(STATUS_FIELDS) <= 64, "the status record must stay in the first page"

@@ -1,0 +1,159 @@
+"""The layers above the kernels with a single rank, in Triton's interpreter: refusals, splitting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from interpreter_rank import FEATURES, HALF, exact_partial, integers, one_shot, two_shot
+
+from gemm_allreduce import PeerTimeoutError, RowParallelLinear, Workspace, gemm_allreduce
+from gemm_allreduce.dispatch import Choice, Shape, choose
+from gemm_allreduce.launch import Grid, Operands, Ranks, launch
+from gemm_allreduce.layout import RESULT_LATE, STATUS_WORDS, HeapLayout
+from gemm_allreduce.transports import Heap
+from gemm_allreduce.transports.virtual import VirtualTransport
+from gemm_allreduce.variants import Tile, Variant
+
+
+class OneProcess(VirtualTransport):
+    """One rank that is not virtual: operands without a leading dimension."""
+
+    virtual = False
+
+    def allocate(self, nbytes: int) -> Heap:
+        heap = super().allocate(nbytes)
+        return Heap(heap.own[0], heap.addresses)
+
+
+def workspace_of_one(**options: object) -> Workspace:
+    settings = {"max_tokens": 64, "max_features": FEATURES, "dtype": HALF} | options
+    return Workspace(VirtualTransport(1, "cpu"), **settings)  # type: ignore[arg-type]
+
+
+def require(error: type[Exception], words: str, attempt: Callable[[], object]) -> None:
+    try:
+        attempt()
+    except error as caught:
+        assert words in str(caught), caught
+    else:
+        raise AssertionError(f"not refused: {words}")
+
+
+def case_what_the_interpreter_cannot_run() -> None:
+    """Each would end in garbage or hang; none is launched."""
+    for variant, virtual, words in (
+        (Variant("one_shot", "bf16", "bf16", 1, Tile(16, 64, 32, 1, 4)), True, "use fp16"),
+        (Variant("one_shot", "bf16", "int8", 1, Tile(16, 64, 32, 1, 4)), True, "use fp16"),
+        (Variant("two_shot", "fp16", "fp8e4m3", 1, Tile(64, 64, 32, 1, 4)), True, "use fp16"),
+        (one_shot(2), True, "use one process per rank"),
+    ):
+        layout = HeapLayout(variant.world_size, 64, FEATURES)
+        heaps = torch.zeros(variant.world_size, layout.total_bytes, dtype=torch.uint8)
+        table = torch.tensor([heap.data_ptr() for heap in heaps], dtype=torch.int64)
+        status = torch.zeros(variant.world_size, STATUS_WORDS, dtype=torch.int32)
+        ranks = Ranks(layout, table, status, 0, virtual)
+        x, weight = torch.ones(4, 16, dtype=HALF), torch.ones(FEATURES, 16, dtype=HALF)
+        operands = Operands(x, weight, torch.empty(4, FEATURES, dtype=HALF))
+        require(
+            RuntimeError,
+            words,
+            lambda v=variant, r=ranks, o=operands: launch(v, r, o, Grid(1, 1, 0), 3),
+        )
+        assert not heaps.any(), "something ran"
+
+
+def case_a_choice_that_does_not_fit() -> None:
+    """A dispatch of the caller's own: what would write beyond its part of the heap is refused."""
+    x, weight = integers(1, 1, 65, 16), integers(2, 1, FEATURES, 16)
+    tall = Variant("one_shot", "fp16", "fp16", 1, Tile(128, 64, 32, 1, 4))
+    for variant, rows, words in (
+        (one_shot(1), 65, "for 65 rows; one_shot serves 64"),
+        (tall, 4, "one_shot serves 64"),
+        (one_shot(2), 4, "dispatch chose one_shot_fp16_w2"),
+        (two_shot(1, split=False, operand="int8"), 4, "dispatch chose two_shot_int8"),
+    ):
+        workspace = workspace_of_one(
+            max_tokens=128, dispatch=lambda shape, variant=variant: Choice(variant)
+        )
+        part = x[:, :rows].contiguous()
+        require(ValueError, words, lambda w=workspace, p=part: gemm_allreduce(p, weight, w))
+        assert workspace.epochs() == [0]
+
+
+def case_calls_larger_than_the_workspace() -> None:
+    """More rows than max_tokens become several launches; the results do not show it."""
+    shapes = []
+
+    def recording(shape: Shape) -> Choice:
+        shapes.append(shape.tokens)
+        return choose(shape)
+
+    workspace = workspace_of_one(max_tokens=16, dispatch=recording)
+    x, weight = integers(3, 1, 35, 24), integers(4, 1, FEATURES, 24)
+    bias, residual = integers(5, FEATURES), integers(6, 35, FEATURES)
+    expected = (exact_partial(x[0], weight[0]).float() + bias.float() + residual.float()).to(HALF)
+    y = gemm_allreduce(x, weight, workspace, bias, residual)
+    workspace.check()
+    assert torch.equal(y[0], expected)
+    assert shapes == [16, 16, 3] and workspace.epochs() == [3] and workspace.arrivals() == [0]
+    assert gemm_allreduce(x[:, :0], weight, workspace).shape == (1, 0, FEATURES)
+    assert workspace.epochs() == [3], "no rows, no launch"
+
+
+def case_out_in_place_of_other_operands() -> None:
+    """The residual itself may be overwritten; parts of it, or of anything else, may not."""
+    workspace = Workspace(OneProcess(1, "cpu"), max_tokens=64, max_features=FEATURES, dtype=HALF)
+    x, weight = integers(7, FEATURES, FEATURES), integers(8, FEATURES, FEATURES)
+    both = integers(9, 2 * FEATURES, FEATURES)
+    residual, shifted = both[:FEATURES], both[8 : FEATURES + 8]
+    expected = (exact_partial(x, weight).float() + residual.float()).to(HALF)
+    for name, out, others in (
+        ("x", x, {}),
+        ("weight", weight, {}),
+        ("residual", shifted, {"residual": residual}),
+        ("bias", residual, {"bias": residual[3]}),
+    ):
+        require(
+            ValueError,
+            f"out overlaps {name}",
+            lambda o=out, k=others: gemm_allreduce(x, weight, workspace, out=o, **k),
+        )
+    assert workspace.epochs() == [0]
+    y = gemm_allreduce(x, weight, workspace, residual=residual, out=residual)
+    assert y.data_ptr() == residual.data_ptr() and torch.equal(residual, expected)
+
+
+def case_a_failure_is_raised() -> None:
+    """A status record becomes an error, in check() and at the next call, until the end."""
+    workspace = workspace_of_one(time_limit_s=2.5)
+    x, weight = integers(10, 1, 4, 16), integers(11, 1, FEATURES, 16)
+    gemm_allreduce(x, weight, workspace)
+    workspace.check()
+    workspace._ranks.status[0, :6] = torch.tensor([RESULT_LATE, 0, 7, 1, 4, 5])
+    words = "rank 0 gave up waiting for the result of rank 1 at tile 7: its flag is 4, expected 5"
+    for use in (workspace.check, lambda: gemm_allreduce(x, weight, workspace), workspace.check):
+        require(PeerTimeoutError, words, use)
+        require(PeerTimeoutError, "(time limit 2.5 s)", use)
+    assert workspace.epochs() == [1], "a failed workspace was used"
+    workspace.close()
+    workspace.close()
+    require(RuntimeError, "closed", workspace.check)
+
+
+def case_linear() -> None:
+    """The layer's leading dimensions, bias and residual, also with no rows at all."""
+    workspace = Workspace(OneProcess(1, "cpu"), max_tokens=4, max_features=FEATURES, dtype=HALF)
+    layer = RowParallelLinear(workspace, 16, FEATURES, bias=True)
+    assert set(layer.state_dict()) == {"weight", "bias"}
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+    assert layer.bias is not None
+    layer.weight.copy_(integers(12, FEATURES, 16))
+    layer.bias.copy_(integers(13, FEATURES))
+    for shape in ((3,), (2, 3), (2, 0), ()):
+        x, residual = integers(14, *shape, 16), integers(15, *shape, FEATURES)
+        expected = (exact_partial(x, layer.weight).float() + layer.bias.float()).to(HALF)
+        assert torch.equal(layer(x), expected), shape
+        expected = (expected.float() + residual.float()).to(HALF)  # small integers: exact
+        assert torch.equal(layer(x, residual), expected), shape
+    workspace.check()

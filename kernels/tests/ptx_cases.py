@@ -1,0 +1,113 @@
+"""Compiles one kernel of each kind with the Triton and the sources at hand, and lints it.
+
+``python ptx_cases.py OUT [--arch sm_90 ...] [--kind one_shot ...]``
+
+A program of its own, since a process has one Triton and one gemm_allreduce: PYTHONPATH chooses
+both. Writes ``OUT/<arch>.<kind>.ptx``, and a JSON report to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from ptx_lint import Expected, lint
+
+from gemm_allreduce.compile import Cubin, compile_environment, compile_variant
+from gemm_allreduce.dispatch import Shape, choose
+from gemm_allreduce.launch import ARGUMENTS
+from gemm_allreduce.variants import Operand, Variant
+
+ARCHS = ("sm_80", "sm_90", "sm_100")
+
+# Calls, not variants: what is linted follows the dispatch table.
+KINDS: dict[str, tuple[int, int, Operand]] = {
+    "one_shot": (16, 8, "bf16"),
+    "one_shot_two_ranks": (256, 2, "bf16"),
+    "two_shot_split": (64, 8, "bf16"),
+    "two_shot": (8192, 8, "bf16"),
+    "two_shot_int8": (8192, 8, "int8"),
+    "two_shot_split_fp8": (512, 8, "fp8e4m3"),
+}
+"""M, W and operand; N 8192, K 1024."""
+
+
+def kinds_of(arch: str) -> list[str]:
+    """The kinds that an architecture has."""
+    return [kind for kind in KINDS if not (arch == "sm_80" and "fp8" in kind)]
+
+
+def variant_of(kind: str, arch: str) -> Variant:
+    tokens, ranks, operand = KINDS[kind]
+    return choose(Shape(tokens, 8192, 1024, ranks, arch, "bf16", operand)).variant
+
+
+def expected_of(variant: Variant) -> Expected:
+    """Read off the sources: each wait_flags there, and each publish that SPLIT leaves."""
+    ranks = variant.world_size
+    if variant.algorithm == "one_shot":
+        return Expected(1, (ranks,), variant.scaled)
+    return Expected(2, (ranks, variant.split), variant.scaled)
+
+
+def resource_usage(cubin: Path) -> dict[str, int]:
+    """Registers per thread, and bytes of stack and local memory: both of them are spills here."""
+    import triton
+
+    program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    output = subprocess.run(
+        [program, "-res-usage", cubin], check=True, capture_output=True, text=True
+    ).stdout
+    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", output)}
+    if set(usage) != {"REG", "STACK", "LOCAL"}:
+        raise RuntimeError(f"cuobjdump prints no resource usage: {output}")
+    return usage
+
+
+def examine(cubin: Cubin, out: Path, stem: str) -> dict[str, Any]:
+    (out / f"{stem}.ptx").write_text(cubin.ptx)
+    binary = out / f"{stem}.cubin"
+    binary.write_bytes(cubin.data)
+    return {
+        "variant": cubin.variant.name,
+        "lint": lint(cubin.ptx, expected_of(cubin.variant), list(ARGUMENTS)),
+        "usage": resource_usage(binary),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Lint the kernels' PTX.")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--arch", action="append", choices=ARCHS)
+    parser.add_argument("--kind", action="append", choices=list(KINDS))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    with compile_environment():
+        import triton
+
+        for arch in options.arch or ARCHS:
+            for kind in options.kind or kinds_of(arch):
+                stem = f"{arch}.{kind}"
+                cubin = compile_variant(variant_of(kind, arch), arch)
+                results[stem] = examine(cubin, options.out, stem)
+    import gemm_allreduce
+
+    report = {
+        "triton": triton.__version__,
+        "sources": str(Path(gemm_allreduce.__file__).parent.parent),
+        "results": results,
+    }
+    print(json.dumps(report, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,386 @@
+"""Reads PTX and says where it breaks the rules that the protocol between ranks rests on.
+
+A pure function of text: it needs no Triton, so it can look at the output of any.
+
+Order
+    1. Every release is at system scope, and the access before it in its basic block is a barrier
+       of the whole CTA: other warps' stores are then older than the flag.
+    2. Every acquire is at system scope, and on every path from it a barrier comes before the next
+       access: other warps' loads are then younger than the flag.
+    3. As many releases and acquires as the source has: compilers delete atomics whose result is
+       unused, and a flag must not be set twice.
+    4. No tile is read from the heap without an acquire since the last poll, and only behind the
+       last acquire of each wait.
+    5. The CTA that stores the epoch counts itself in behind a barrier, with acq_rel.
+
+Width
+    Tiles move 16 bytes at a time. What may be narrower, and why, is NARROW below.
+
+Nothing else may touch global memory: an access that this file does not know, or whose pointer it
+cannot follow back to an argument, is reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+WIDE: Final = 16
+
+NARROW: Final[dict[tuple[str, str], tuple[int, ...]]] = {
+    # One row for the whole tile: a CTA has more threads than the row has 16-byte pieces.
+    ("ld", "bias_ptr"): (2, 4, 8),
+    # One value per row or column of the tile, spread as the product's accumulator is.
+    ("ld", "x_scale_ptr"): (4, 8),
+    ("ld", "weight_scale_ptr"): (4, 8),
+    # Addresses, one each.
+    ("ld", "heap_table"): (8,),
+    # Control words; how many of them is checked too.
+    ("ld", "heap"): (4,),
+    ("st", "heap"): (4,),
+    ("st", "status_ptr"): (4,),
+}
+"""Widths in bytes below 16 of loads and stores, by what the pointer points to."""
+
+TILES: Final = {
+    "ld": (
+        *("x_ptr", "weight_ptr", "residual_ptr", "bias_ptr", "x_scale_ptr", "weight_scale_ptr"),
+        *("heap", "heap_table"),
+    ),
+    "st": ("y_ptr", "heap"),
+}
+"""What may be loaded and stored 16 bytes at a time."""
+
+ARRIVE_STORES: Final = 2
+"""Words that the last CTA to arrive stores: arrival counter and epoch."""
+REFRESHES: Final = 1
+"""Places that look at a flag which may be old, and replace it."""
+REPORT_STORES: Final = 5
+"""Words of the status record that follow the code; the host's copy has the code too."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the source of a kernel has.
+
+    Attributes:
+        releases: calls of `publish`.
+        waits: flags that each call of `wait_flags` waits for.
+        scaled: x and weight come with scales.
+    """
+
+    releases: int
+    waits: tuple[int, ...]
+    scaled: bool
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of PTX. ``index`` counts instructions, ``block`` basic blocks."""
+
+    index: int
+    line: int
+    block: int
+    predicate: str
+    op: str
+    operands: str
+
+    @property
+    def parts(self) -> list[str]:
+        """The opcode's parts, ``ld``, ``global``, ..."""
+        return self.op.split(".")
+
+    @property
+    def order(self) -> str:
+        """``acquire``, ``release``, ``acq_rel``, ``relaxed``, ``volatile``; empty for none."""
+        names = ("acquire", "release", "acq_rel", "relaxed", "volatile")
+        return next((name for name in names if name in self.parts), "")
+
+    @property
+    def is_barrier(self) -> bool:
+        """Whether all threads of the CTA wait for each other here."""
+        named = re.match(r"(bar|barrier)(\.cta)?\.sync(\.aligned)?$", self.op)
+        return bool(named) and not self.predicate and self.operands == "0"
+
+    @property
+    def is_global(self) -> bool:
+        """Whether it touches global memory, or may."""
+        if self.parts[0] in ("atom", "red", "multimem"):
+            return "shared" not in self.op
+        if self.parts[0] in ("ld", "ldu", "st"):
+            return not re.search(r"\.(param|shared|const|local)\b", self.op)
+        if self.parts[0] == "cp":
+            return not re.search(r"(commit|wait)_(group|all)|mbarrier", self.op)
+        return False
+
+    @property
+    def width(self) -> int:
+        """Bytes that one thread moves."""
+        if self.parts[0] == "cp":
+            sizes = re.findall(r"(?<=, )(?:0x[0-9a-f]+|\d+)\b", self.operands)
+            return int(sizes[0], 0) if sizes else 0
+        vector = next((int(p[1:]) for p in self.parts if re.fullmatch(r"v[248]", p)), 1)
+        bits = re.fullmatch(r"[bsuf](8|16|32|64|128)", self.parts[-1])
+        return vector * int(bits[1]) // 8 if bits else 0
+
+    @property
+    def address(self) -> str:
+        """The register in the brackets; for a copy, that of its source."""
+        found = re.findall(r"\[\s*(%\w+)", self.operands)
+        return found[-1] if found else ""
+
+    @property
+    def written(self) -> list[str]:
+        """Registers that it sets, as far as addresses are made of them."""
+        first = re.match(r"\{([^}]*)\}|([^,\[]*)", self.operands)
+        return re.findall(r"%\w+", first[0]) if first else []
+
+    def __str__(self) -> str:
+        text = " ".join(filter(None, (self.predicate, self.op, self.operands)))
+        return f"line {self.line} ({text[:90]})"
+
+
+class Program:
+    """The one kernel in a PTX file: instructions, control flow, and where addresses come from.
+
+    Raises: ValueError when there is no kernel, or a branch to nowhere.
+    """
+
+    _LINE = re.compile(r"(?:(@!?[%\w]+)\s+)?([a-z][\w.:]*)\s*(.*?)\s*;")
+
+    def __init__(self, ptx: str, arguments: Sequence[str]) -> None:
+        self.arguments = arguments
+        self.code: list[Instruction] = []
+        self._labels: dict[str, list[int]] = {}
+        block = 0
+        for number, raw in enumerate(ptx.splitlines(), 1):
+            text = raw.split("//")[0].strip()
+            if label := re.fullmatch(r"([$\w]+):", text):
+                block += 1
+                self._labels.setdefault(label[1], []).append(len(self.code))
+            elif match := self._LINE.match(text):
+                predicate, op, operands = match.groups()
+                self.code.append(
+                    Instruction(len(self.code), number, block, predicate or "", op, operands)
+                )
+                if op in ("bra", "bra.uni", "ret", "exit"):
+                    block += 1
+        if not self.code or self.code[-1].op not in ("ret", "exit", "trap", "bra.uni", "bra"):
+            raise ValueError("no kernel in this PTX")
+        self._followers = [list(self._following(at)) for at in self.code]
+
+    def _following(self, at: Instruction) -> Iterator[int]:
+        jumps = at.op in ("bra", "bra.uni")
+        if jumps:
+            # Inline assembly repeats its labels, each in braces of its own, and jumps back.
+            places = self._labels.get(at.operands, [])
+            if not places:
+                raise ValueError(f"no label for {at}")
+            yield max((p for p in places if p <= at.index), default=places[0])
+        if (not jumps and at.op not in ("ret", "exit", "trap")) or at.predicate:
+            yield at.index + 1
+
+    def first_met(self, start: int, stop: Callable[[Instruction], bool]) -> Iterator[Instruction]:
+        """Walk every path from `start`; yield what `stop` accepts first on each."""
+        seen: set[int] = set()
+        to_visit = [start]
+        while to_visit:
+            index = to_visit.pop()
+            if index in seen or index >= len(self.code):
+                continue
+            seen.add(index)
+            if stop(self.code[index]):
+                yield self.code[index]
+            else:
+                to_visit += self._followers[index]
+
+    def after(self, at: Instruction, stop: Callable[[Instruction], bool]) -> list[Instruction]:
+        """What `stop` accepts first on the paths behind `at`."""
+        return [
+            found
+            for follower in self._followers[at.index]
+            for found in self.first_met(follower, stop)
+        ]
+
+    def before(self, at: Instruction) -> Instruction | None:
+        """The access or barrier before `at` in its basic block, or None."""
+        for index in range(at.index - 1, -1, -1):
+            found = self.code[index]
+            if found.block != at.block:
+                return None
+            if found.is_global or found.is_barrier:
+                return found
+        return None
+
+    @cached_property
+    def _writers(self) -> dict[str, list[Instruction]]:
+        writers: dict[str, list[Instruction]] = {}
+        for at in self.code:
+            for register in at.written:
+                writers.setdefault(register, []).append(at)
+        return writers
+
+    def origin(self, at: Instruction) -> str:
+        """The argument that an access's pointer comes from; ``heap`` for one out of the table."""
+        found: set[str] = set()
+        seen: set[str] = set()
+        to_visit = [at.address]
+        while to_visit:
+            register = to_visit.pop()
+            if register in seen:
+                continue
+            seen.add(register)
+            for writer in self._writers.get(register, ()):
+                if parameter := re.search(r"\[\w+_param_(\d+)\]", writer.operands):
+                    if not writer.op.endswith("64"):
+                        continue  # a size, widened
+                    number = int(parameter[1])
+                    known = number < len(self.arguments)
+                    found.add(self.arguments[number] if known else f"parameter {number}")
+                elif writer.is_global:
+                    found.add("heap" if self.origin(writer) == "heap_table" else "loaded pointer")
+                elif writer.parts[0] == "ld":
+                    found.add("pointer through shared memory")
+                else:  # only 64-bit registers hold pointers
+                    to_visit += re.findall(r"%rd\d+", writer.operands)
+        return " or ".join(sorted(found)) or "unknown pointer"
+
+
+def lint(ptx: str, expected: Expected, arguments: Sequence[str]) -> list[str]:
+    """Return what is wrong with a kernel, a sentence each; empty when nothing is.
+
+    Args:
+        ptx: the text, with one kernel.
+        expected: see there.
+        arguments: names of the kernel's parameters, in order; what the compiler adds may lack.
+    """
+    program = Program(ptx, arguments)
+    return [
+        *_releases(program, expected),
+        *_acquires(program, expected),
+        *_arrival(program),
+        *_accesses(program, expected),
+    ]
+
+
+def _is_poll(at: Instruction) -> bool:
+    return at.is_global and {"relaxed", "sys"} < set(at.parts) and "cas" not in at.parts
+
+
+def _is_acquire(at: Instruction) -> bool:
+    return at.is_global and at.order == "acquire"
+
+
+def _releases(program: Program, expected: Expected) -> Iterator[str]:
+    releases = [at for at in program.code if at.is_global and at.order == "release"]
+    if len(releases) != expected.releases:
+        yield f"{len(releases)} releases, the source has {expected.releases}"
+    for at in releases:
+        if "sys" not in at.parts:
+            yield f"release not at system scope: {at}"
+        before = program.before(at)
+        if before is None or not before.is_barrier:
+            yield f"no barrier immediately before the release: {at}, but {before or 'a branch'}"
+
+
+def _acquires(program: Program, expected: Expected) -> Iterator[str]:
+    acquires = [at for at in program.code if _is_acquire(at)]
+    wanted = sum(expected.waits)
+    if len(acquires) != wanted:
+        yield f"{len(acquires)} acquires, the source has {wanted}"
+    polls = sum(_is_poll(at) for at in program.code)
+    if polls != 2 * wanted + REFRESHES:  # a first look and a loop each
+        yield f"{polls} polls at system scope, the source has {2 * wanted + REFRESHES}"
+    for at in acquires:
+        if "sys" not in at.parts:
+            yield f"acquire not at system scope: {at}"
+        for access in program.after(at, lambda a: a.is_barrier or a.is_global):
+            if not access.is_barrier:
+                yield f"no barrier between the acquire: {at}, and {access}"
+
+    def reads_tile(at: Instruction) -> bool:
+        wide = at.parts[0] in ("ld", "cp") and at.is_global and at.width >= WIDE
+        return wide and program.origin(at) == "heap"
+
+    # With the acquires taken out of the graph no tile may be within reach.
+    starts = [0, *(at.index for at in program.code if _is_poll(at))]
+    unordered = {
+        met.index: met
+        for start in starts
+        for met in program.first_met(start, lambda a: _is_acquire(a) or reads_tile(a))
+        if reads_tile(met)
+    }
+    for at in unordered.values():
+        yield f"a tile is read without an acquire since the last poll: {at}"
+    last = sum(
+        any(reads_tile(met) for met in program.after(at, lambda a: _is_poll(a) or reads_tile(a)))
+        for at in acquires
+    )
+    if last != len(expected.waits):
+        yield f"tiles are read behind {last} acquires, the source has {len(expected.waits)} waits"
+
+
+def _arrival(program: Program) -> Iterator[str]:
+    arrivals = [at for at in program.code if at.is_global and at.order == "acq_rel"]
+    if len(arrivals) != 1:
+        yield f"{len(arrivals)} acq_rel atomics, the source has 1: the arrival counter"
+    for at in arrivals:
+        before = program.before(at)
+        if before is None or not before.is_barrier:
+            yield f"no barrier before arriving: {at}, but {before or 'a branch'}"
+
+
+def _accesses(program: Program, expected: Expected) -> Iterator[str]:
+    counts: dict[tuple[str, str, bool], int] = {}
+    for at in program.code:
+        if re.match(r"(ld|st)\.local", at.op):
+            yield f"local memory: {at}"
+        if not at.is_global:
+            continue
+        kind = at.parts[0]
+        origin = program.origin(at)
+        if kind in ("atom", "ld") and at.order in ("release", "acquire", "acq_rel", "relaxed"):
+            if origin != "heap":
+                yield f"atomic on {origin}: {at}"
+            if "cas" in at.parts:
+                exchange = ("cas", "sys" if "sys" in at.parts else "gpu", False)
+                counts[exchange] = counts.get(exchange, 0) + 1
+            continue
+        if not re.match(r"(ld|st)\.global\.|cp\.async\.c[ag]\.shared(::cta)?\.global", at.op):
+            yield f"unknown access to global memory: {at}"
+            continue
+        move = "st" if kind == "st" else "ld"
+        scale = origin in ("x_scale_ptr", "weight_scale_ptr")
+        wide = at.width == WIDE and origin in TILES[move]
+        if not wide and (kind == "cp" or at.width not in NARROW.get((move, origin), ())):
+            yield f"{at.width} bytes at a time, {move} of {origin}: {at}"
+        if scale and not expected.scaled:
+            yield f"a scale is read, the source reads none: {at}"
+        counts[move, origin, wide] = counts.get((move, origin, wide), 0) + 1
+
+    reports = len(expected.waits)
+    for (move, origin, wide), wanted in {
+        ("ld", "heap", False): 1,  # the epoch
+        ("st", "heap", False): ARRIVE_STORES + REPORT_STORES * reports,
+        ("st", "status_ptr", False): (REPORT_STORES + 1) * reports,
+        ("cas", "gpu", False): reports,
+        ("cas", "sys", False): REFRESHES,
+    }.items():
+        count = counts.get((move, origin, wide), 0)
+        if count != wanted:
+            yield f"{count} words, {move} of {origin}, the source has {wanted}"
+    for move, origin in (
+        ("ld", "x_ptr"),
+        ("ld", "weight_ptr"),
+        ("ld", "heap"),
+        ("ld", "residual_ptr"),
+        ("st", "heap"),
+        ("st", "y_ptr"),
+    ):
+        if not counts.get((move, origin, True)):
+            yield f"no 16-byte {move} of {origin}"
+    if expected.scaled and not any(origin == "x_scale_ptr" for _, origin, _ in counts):
+        yield "no load of x_scale_ptr"

@@ -1,0 +1,342 @@
+"""Which kernel serves a call, and with what grid: pure functions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import gemm_allreduce
+from gemm_allreduce.dispatch import (
+    ARCHS,
+    Choice,
+    Shape,
+    choose,
+    explain,
+    main,
+    parse_rules,
+    reachable_variants,
+    rules,
+)
+from gemm_allreduce.launch import plan_grid
+from gemm_allreduce.layout import HeapLayout, ceil_div
+from gemm_allreduce.variants import DTYPES, OPERANDS, WORLD_SIZES, Tile, Variant
+
+SOURCES = Path(gemm_allreduce.__file__).resolve().parent.parent
+FP8_ARCHS = tuple(arch for arch in ARCHS if arch not in ("sm_80", "sm_86"))
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    # Most rules end at powers of two: numbers beside those are drawn as often as any others.
+    edge = st.integers(0, 17).flatmap(lambda p: st.sampled_from([2**p, 2**p + 1, max(1, 2**p - 1)]))
+    size = edge | st.integers(1, 200_000)
+    dtype = draw(st.sampled_from(DTYPES))
+    operand = draw(st.sampled_from([None, dtype, "int8", "fp8e4m3"]))
+    arch = draw(st.sampled_from(FP8_ARCHS if operand == "fp8e4m3" else ARCHS))
+    tokens, features, depth = draw(size), 8 * draw(size), 16 * draw(size)
+    return Shape(tokens, features, depth, draw(st.sampled_from(WORLD_SIZES)), arch, dtype, operand)
+
+
+@settings(max_examples=500)
+@given(shapes())
+def test_every_shape_is_served(shape: Shape) -> None:
+    choice = choose(shape)
+    variant = choice.variant
+    assert variant in reachable_variants(shape.arch)
+    assert variant.world_size == shape.world_size
+    assert (variant.dtype, variant.operand) == (shape.dtype, shape.operand or shape.dtype)
+    if variant.algorithm == "one_shot":
+        assert shape.tokens <= HeapLayout(shape.world_size, 1, 1).small_tokens
+        assert choice.comm_ctas == 0
+    assert choice.ctas_per_sm >= 1 and choice.comm_ctas >= 0
+
+
+@given(shapes())
+def test_a_choice_depends_on_nothing_else(shape: Shape) -> None:
+    first = choose(shape)
+    choose.cache_clear()
+    rules.cache_clear()
+    assert choose(shape) == first
+
+
+def test_another_process_and_environment_choose_alike() -> None:
+    """Ranks are processes on several hosts: hash seeds, variables and folders differ."""
+    code = (
+        "from gemm_allreduce.dispatch import Shape, choose\n"
+        "for w in (1, 2, 4, 8):\n"
+        "    for m in (1, 16, 17, 64, 65, 257, 1024, 8192):\n"
+        "        print(choose(Shape(m, 8192, 1024, w, 'sm_90')))\n"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONPATH": str(SOURCES), "PYTHONHASHSEED": seed, "TRITON_INTERPRET": seed[0]},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, folder in (("0", "/"), ("1234", os.getcwd()))
+    ]
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0].splitlines()) == 32
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ranks", "algorithm", "split", "comm_ctas"),
+    [
+        (16, 8, "one_shot", 1, 0),
+        (17, 8, "two_shot", 8, 0),
+        (48, 4, "one_shot", 1, 0),
+        (49, 4, "two_shot", 4, 0),
+        (256, 2, "one_shot", 1, 0),
+        (257, 2, "two_shot", 2, 0),
+        (512, 8, "two_shot", 8, 0),  # 8 MiB at N 8192
+        (513, 8, "two_shot", 1, 16),
+        (8192, 2, "two_shot", 1, 16),
+        (64, 1, "one_shot", 1, 0),
+        (8192, 1, "two_shot", 1, 0),
+    ],
+)
+def test_the_table_at_its_edges(
+    tokens: int, ranks: int, algorithm: str, split: int, comm_ctas: int
+) -> None:
+    choice = choose(Shape(tokens, 8192, 1024, ranks, "sm_90"))
+    variant = choice.variant
+    assert (variant.algorithm, variant.split, choice.comm_ctas) == (algorithm, split, comm_ctas)
+
+
+def test_every_variant_of_the_table_is_of_use() -> None:
+    """One that rules before it hide would be compiled for nothing."""
+    chosen = {
+        choose(Shape(tokens, features, 1024, ranks, "sm_90", dtype, operand)).variant
+        for ranks in WORLD_SIZES
+        for tokens in (1, 16, 17, 48, 49, 64, 65, 128, 129, 256, 257, 513, 8192)
+        for features in (8, 1024, 8192)
+        for dtype in DTYPES
+        for operand in OPERANDS
+        if operand in (dtype, "int8", "fp8e4m3")
+    }
+    assert chosen == set(reachable_variants("sm_90"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": 0}, "tokens must be at least 1, got 0"),
+        ({"features": -8}, "features must be at least 1, got -8"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"world_size": 3}, "world_size must be one of 1, 2, 4, 8, got 3"),
+        ({"world_size": 16}, "world_size must be one of 1, 2, 4, 8, got 16"),
+        ({"arch": "sm_70"}, "unknown architecture 'sm_70'; valid: sm_80, sm_86"),
+        ({"operand": "fp8e4m3", "arch": "sm_80"}, "sm_80 has no FP8 matrix units"),
+    ],
+)
+def test_shape_refuses(change: dict[str, Any], message: str) -> None:
+    fields: dict[str, Any] = {
+        "tokens": 16,
+        "features": 8192,
+        "depth": 1024,
+        "world_size": 8,
+        "arch": "sm_90",
+    }
+    with pytest.raises(ValueError, match=message):
+        Shape(**(fields | change))
+
+
+def test_reachable_variants_refuses() -> None:
+    with pytest.raises(ValueError, match="unknown architecture 'sm_70'; valid: sm_80"):
+        reachable_variants("sm_70")
+
+
+# ------------------------------------------------------------------ the table's format
+
+RULE = {"algorithm": "two_shot", "world_sizes": [2, 4], "tile": [64, 128, 64, 3, 4]}
+
+
+def test_parse_rules_reads_every_field() -> None:
+    (rule,) = parse_rules(
+        [
+            RULE
+            | {"archs": ["sm_90"], "max_tokens": 64, "max_bytes": 4096, "split": True}
+            | {"comm_ctas": 4, "ctas_per_sm": 2}
+        ]
+    )
+    choice = rule.choice("fp16", "int8", 4)
+    tile = Tile(64, 128, 64, 3, 4)
+    assert choice == Choice(Variant("two_shot", "fp16", "int8", 4, tile, 4), 4, 2)
+    fits = Shape(32, 64, 16, 2, "sm_90")
+    assert rule.refusal(fits) is None
+    assert rule.refusal(Shape(32, 64, 16, 8, "sm_90")) == "for 2, 4 ranks"
+    assert rule.refusal(Shape(32, 64, 16, 2, "sm_80")) == "for sm_90"
+    assert rule.refusal(Shape(65, 8, 16, 2, "sm_90")) == "M over 64"
+    assert rule.refusal(Shape(33, 64, 16, 2, "sm_90")) == "y of 4224 bytes, over 4096"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tile": [64, 128, 64, 3]}, "num_warps"),
+        ({"tile": [64, 100, 64, 3, 4]}, "block_n must be a power of two, got 100"),
+        ({"algorithm": "ring"}, "algorithm must be one of"),
+        ({"world_sizes": [3]}, "world_sizes must be some of"),
+        ({"max_token": 16}, "max_token"),
+        ({"algorithm": "one_shot"}, "one_shot serves at most 128 rows there"),
+        ({"algorithm": "one_shot", "max_tokens": 129}, "one_shot serves at most 128 rows there"),
+        (
+            {"algorithm": "one_shot", "max_tokens": 16, "world_sizes": [8]}
+            | {"tile": [128, 64, 64, 3, 4]},
+            "one_shot serves at most 64 rows there, in such tiles",
+        ),
+        ({"algorithm": "one_shot", "max_tokens": 64, "split": True}, "split must be 1"),
+    ],
+)
+def test_parse_rules_names_the_bad_rule(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^rule 2 of the dispatch table: .*{message}"):
+        parse_rules([RULE, RULE | change])
+
+
+@pytest.mark.parametrize("missing", ["algorithm", "world_sizes", "tile"])
+def test_parse_rules_names_a_missing_field(missing: str) -> None:
+    with pytest.raises(ValueError, match=f"^rule 1 of the dispatch table: .*{missing}"):
+        parse_rules([{name: value for name, value in RULE.items() if name != missing}])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"archs": ["sm90"]},
+        {"world_sizes": [16]},
+        {"ctas_per_sm": 0},
+        {"comm_ctas": -1},
+        {"max_tokens": "64"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_parse_rules_refuses_what_cannot_work(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^rule 1 of the dispatch table: "):
+        parse_rules([RULE | change])
+
+
+def test_the_package_has_the_table_that_is_tested() -> None:
+    text = resources.files(gemm_allreduce).joinpath("dispatch.toml").read_text("utf-8")
+    assert parse_rules(tomllib.loads(text)["rule"]) == rules()
+
+
+def test_no_rule_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemm_allreduce.dispatch.rules", lambda: parse_rules([RULE]))
+    shape = Shape(16, 8192, 1024, 8, "sm_90")
+    choose.cache_clear()
+    with pytest.raises(LookupError, match="no rule of the dispatch table fits Shape"):
+        choose(shape)
+    assert explain(shape).splitlines() == ["rule  1  two_shot: for 2, 4 ranks", "no rule fits"]
+    choose.cache_clear()
+
+
+# ------------------------------------------------------------------ what it prints
+
+
+@given(shapes())
+def test_explain_agrees_with_choose(shape: Shape) -> None:
+    lines = explain(shape).splitlines()
+    choice = choose(shape)
+    assert lines[-2].endswith(f"chosen: {choice.variant.name}")
+    assert lines[-1].strip() == f"comm_ctas {choice.comm_ctas}, per SM {choice.ctas_per_sm}"
+    assert [line.split()[:2] for line in lines[:-1]] == [
+        ["rule", str(number)] for number in range(1, len(lines))
+    ]
+
+
+def test_main_prints_the_choice_and_what_was_passed_over(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["512", "8192", "1024", "8", "sm_90", "--operand", "fp8e4m3"]) == 0
+    output = capsys.readouterr().out
+    assert output == explain(Shape(512, 8192, 1024, 8, "sm_90", "bf16", "fp8e4m3")) + "\n"
+    assert "chosen: two_shot_fp8e4m3_bf16_w8_split_" in output
+    assert "rule  3  one_shot: M over 16\n" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("512 8192 1024 3 sm_90", "world_size must be one of 1, 2, 4, 8, got 3"),
+        ("0 8192 1024 8 sm_90", "tokens must be at least 1, got 0"),
+        ("512 8192 1024 8 sm_70", "unknown architecture 'sm_70'; valid: sm_80"),
+        ("512 8192 1024 8 sm_86 --operand fp8e4m3", "sm_86 has no FP8 matrix units"),
+        ("512 8192 1024 8", "required: arch"),
+        ("512 x 1024 8 sm_90", "invalid int value: 'x'"),
+        ("512 8192 1024 8 sm_90 --dtype fp32", "invalid choice: 'fp32'"),
+        ("512 8192 1024 8 sm_90 --dtype bf16 --operand fp16", "operand fp16 needs dtype fp16"),
+    ],
+)
+def test_main_refuses(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments.split())
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    assert message in output.err and output.out == ""
+
+
+# ------------------------------------------------------------------ grids
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> Choice:
+    ranks = draw(st.sampled_from([1, 2, 4, 8]))
+    algorithm = draw(st.sampled_from(["one_shot", "two_shot"]))
+    tile = Tile(draw(st.sampled_from([16, 64, 128])), 256, 64, 3, 4)
+    comm_ctas = draw(st.sampled_from([0, 1, 16, 200]))
+    return Choice(Variant(algorithm, "bf16", "bf16", ranks, tile), comm_ctas)  # type: ignore[arg-type]
+
+
+sizes = st.integers(1, 20_000)
+resident_ctas = st.integers(1, 600)
+
+
+def check_grid(choice: Choice, tokens: int, features: int, resident: int, in_order: bool) -> None:
+    grid = plan_grid(choice, tokens, features, resident, in_order=in_order)
+    tile = choice.variant.tile
+    tiles = ceil_div(tokens, tile.block_m) * ceil_div(features, tile.block_n)
+    assert 1 <= grid.gemm_ctas <= min(tiles, grid.ctas), "a CTA without a tile, or no CTA"
+    assert 0 <= grid.copy_first < grid.ctas, "nobody copies"
+    one_shot = choice.variant.algorithm == "one_shot"
+    # With room for one CTA, that one does both.
+    if one_shot or not choice.comm_ctas or (resident == 1 and not in_order):
+        assert (grid.gemm_ctas, grid.copy_first) == (grid.ctas, 0)
+        assert grid.ctas <= resident
+        assert grid.ctas == (1 if in_order and not one_shot else min(tiles, resident))
+    elif in_order:
+        # One CTA for all that waits, and it runs last.
+        assert grid.ctas == grid.gemm_ctas + 1 and grid.copy_first == grid.gemm_ctas
+        assert grid.ctas <= max(2, resident)
+    else:
+        assert grid.copy_first == 0, "CTAs that compute must help to copy"
+        comm = grid.ctas - grid.gemm_ctas
+        assert 1 <= comm <= choice.comm_ctas
+        assert comm <= max(1, resident // 2), "more CTAs communicate than compute"
+        assert grid.ctas <= resident, "CTAs that are not resident would be waited for"
+
+
+@settings(max_examples=400)
+@example(
+    Choice(Variant("two_shot", "bf16", "bf16", 8, Tile(128, 256, 64, 3, 8)), 16),
+    8192,
+    8192,
+    1,
+    False,
+)
+@given(choices(), sizes, sizes, resident_ctas, st.booleans())
+def test_plan_grid(
+    choice: Choice, tokens: int, features: int, resident: int, in_order: bool
+) -> None:
+    check_grid(choice, tokens, features, resident, in_order)

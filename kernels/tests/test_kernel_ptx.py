@@ -1,0 +1,287 @@
+"""What Tritons make of the kernels: order and width of accesses, registers, spills. No GPU.
+
+The rules are in ptx_lint.py; ptx_cases.py compiles. This file runs them with every Triton that is
+locked here and with the one that is installed, and checks that the rules can be broken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from locked_tritons import IndexUnreachableError, folder_of, installed_version, locked_versions
+from ptx_cases import ARCHS, KINDS, expected_of, kinds_of, variant_of
+from ptx_lint import Expected, lint
+
+import gemm_allreduce
+from gemm_allreduce.launch import ARGUMENTS
+
+SOURCES = Path(gemm_allreduce.__file__).resolve().parent.parent
+CASES = Path(__file__).resolve().with_name("ptx_cases.py")
+INSTALLED = installed_version()
+VERSIONS = list(dict.fromkeys([*locked_versions(), *([INSTALLED] if INSTALLED else [])]))
+CONTROL_VERSION = "3.4.0"
+"""Emits no barrier of its own before a release, and deletes atomics that are not used."""
+
+Report = dict[str, Any]
+
+
+@cache
+def locate(version: str) -> Path | Exception:
+    """Ask the index once for a version, not once for each test."""
+    try:
+        return folder_of(version)
+    except (IndexUnreachableError, RuntimeError) as error:
+        return error
+
+
+def run_cases(version: str, out: Path, sources: Path, *options: str) -> Report:
+    """Run ptx_cases.py with a Triton; skip where that cannot be had, except in CI."""
+    path = [str(sources)]
+    if version != INSTALLED:
+        folder = locate(version)
+        if isinstance(folder, IndexUnreachableError) and not os.environ.get("CI"):
+            pytest.skip(str(folder))
+        if isinstance(folder, Exception):
+            pytest.fail(str(folder))
+        path.insert(0, str(folder))
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("TRITON_")
+    }
+    environment |= {"PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(CASES), str(out), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    report: Report = json.loads(done.stdout)
+    assert report["triton"] == version
+    assert report["sources"] == str(sources)
+    return report
+
+
+@pytest.fixture(scope="session")
+def ptx(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Report]]:
+    """Compile everything with a version, once; return the folder and the report."""
+
+    @cache
+    def compiled(version: str) -> tuple[Path, Report]:
+        out = tmp_path_factory.mktemp(f"ptx-{version}")
+        return out, run_cases(version, out, SOURCES)
+
+    return compiled
+
+
+# A tile of 128 x 128 whose 8 partials are all read before they are summed.
+SPILLS = {
+    ("3.4.0", "sm_80.two_shot"),
+    ("3.4.0", "sm_80.two_shot_int8"),
+    ("3.4.0", "sm_90.two_shot_int8"),
+    ("3.4.0", "sm_100.two_shot_int8"),
+    ("3.5.1", "sm_80.two_shot_int8"),
+    ("3.5.1", "sm_90.two_shot_int8"),
+    ("3.6.0", "sm_80.two_shot_int8"),
+    ("3.6.0", "sm_90.two_shot_int8"),
+    ("3.9.0", "sm_80.two_shot"),
+    ("3.9.0", "sm_80.two_shot_int8"),
+    ("3.9.0", "sm_90.two_shot_int8"),
+    ("3.9.0", "sm_100.two_shot_int8"),
+}
+_TOO_MANY = pytest.mark.xfail(
+    strict=True, reason="known: two_shot's sum of 8 partials of a whole tile takes every register"
+)
+STEMS = [f"{arch}.{kind}" for arch in ARCHS for kind in kinds_of(arch)]
+COMPILED = [(version, stem) for version in VERSIONS for stem in STEMS]
+
+
+@pytest.mark.parametrize(("version", "stem"), COMPILED)
+def test_order_and_width(
+    version: str, stem: str, ptx: Callable[[str], tuple[Path, Report]]
+) -> None:
+    result = ptx(version)[1]["results"][stem]
+    assert result["lint"] == [], result["variant"]
+
+
+@pytest.mark.parametrize(
+    ("version", "stem"),
+    [pytest.param(*case, marks=[_TOO_MANY] if case in SPILLS else []) for case in COMPILED],
+)
+def test_registers(version: str, stem: str, ptx: Callable[[str], tuple[Path, Report]]) -> None:
+    result = ptx(version)[1]["results"][stem]
+    usage = result["usage"]
+    assert (usage["STACK"], usage["LOCAL"]) == (0, 0), f"{result['variant']} spills: {usage}"
+    assert usage["REG"] < 255, f"{result['variant']}: {usage}"
+
+
+# ------------------------------------------------------------------ sources that must be refused
+
+ATOMIC = 'tl.atomic_add(flag_ptr, 0, sem="acquire", scope="sys")'
+CONTROLS = {
+    "no barrier before the release": (
+        "    tl.debug_barrier()\n    # One atomic for all flags",
+        "    # One atomic for all flags",
+        r"no barrier immediately before the release",
+    ),
+    "the acquire's result unused": (
+        f"    return {ATOMIC}\n",
+        f"    {ATOMIC}\n    return seen\n",
+        r"0 acquires, the source has 2",
+    ),
+    "a release for the GPU only": (
+        '+ epoch, sem="release", scope="sys"',
+        '+ epoch, sem="release", scope="gpu"',
+        r"release not at system scope: .*\.gpu\.",
+    ),
+    "an acquire for the GPU only": (
+        f"return {ATOMIC}",
+        f"return {ATOMIC.replace('sys', 'gpu')}",
+        r"acquire not at system scope: .*\.gpu\.",
+    ),
+    "a poll in place of the acquire": (
+        f"return {ATOMIC}",
+        f"return {ATOMIC.replace('acquire', 'relaxed')}",
+        r"a tile is read without an acquire since the last poll",
+    ),
+    "no hint how heaps are aligned": (
+        "return tl.multiple_of(address.to(tl.pointer_type(dtype)), 16)",
+        "return address.to(tl.pointer_type(dtype))",
+        r"2 bytes at a time, (ld|st) of heap",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_lint_finds(name: str, tmp_path: Path) -> None:
+    old, new, finding = CONTROLS[name]
+    sources = tmp_path / "src"
+    shutil.copytree(SOURCES / "gemm_allreduce", sources / "gemm_allreduce")
+    device = sources / "gemm_allreduce" / "device.py"
+    text = device.read_text()
+    assert text.count(old) == 1, "the source has changed: change this control too"
+    device.write_text(text.replace(old, new))
+    options = ("--arch", "sm_90", "--kind", "one_shot_two_ranks")
+    report = run_cases(CONTROL_VERSION, tmp_path / "out", sources, *options)
+    found = report["results"]["sm_90.one_shot_two_ranks"]["lint"]
+    assert re.search(finding, "\n".join(found)), found
+
+
+# ------------------------------------------------------------------ PTX that must be refused
+
+BARRIER = r"bar\.sync \t0;"
+NO_BARRIER = r"(?:(?!bar\.sync)[\s\S])*?"  # what lies between two barriers
+RELEASE = r"(@%p\d+ atom\.global\.sys\.release\S+ .*)"
+END = r"(\tret;)"
+NO_RELEASE_BARRIER = "no barrier immediately before the release"
+
+MUTATIONS = {
+    "a barrier of some warps": (
+        rf"{BARRIER}({NO_BARRIER}{RELEASE})",
+        r"bar.sync 1, 64;\1",
+        NO_RELEASE_BARRIER,
+    ),
+    "a conditional barrier": (
+        rf"{BARRIER}({NO_BARRIER}{RELEASE})",
+        r"@%p1 bar.sync 0;\1",
+        NO_RELEASE_BARRIER,
+    ),
+    "a label before the release": (RELEASE, r"$L_new:\n\1", NO_RELEASE_BARRIER),
+    "a store behind the barrier": (
+        RELEASE,
+        r"st.global.v4.b32 [ HEAP ], { %r1, %r1, %r1, %r1 };\n\1",
+        NO_RELEASE_BARRIER,
+    ),
+    "a second release": (RELEASE, r"bar.sync 0;\n\1\nbar.sync 0;\n\1", "^3 releases"),
+    "no barrier behind the last acquire": (
+        rf"(sys\.acquire{NO_BARRIER}){BARRIER}({NO_BARRIER}){BARRIER}({NO_BARRIER}ld\.global\.b64)",
+        r"\1\2\3",
+        "no barrier between the acquire",
+    ),
+    "a tile read between two acquires": (
+        rf"(sys\.acquire{NO_BARRIER}{BARRIER})",
+        r"\1\nld.global.v4.b32 { %r1, %r1, %r1, %r1 }, [ HEAP ];",
+        "tiles are read behind 3 acquires",
+    ),
+    "a tile read before the polls": (
+        r"(@%p\d+ atom\.\S+acq_rel)",
+        r"ld.global.v4.b32 { %r1, %r1, %r1, %r1 }, [ HEAP ];\n\1",
+        "a tile is read without an acquire",
+    ),
+    "a poll for the GPU only": (r"sys\.relaxed", "gpu.relaxed", "^18 polls at system scope"),
+    "no barrier before arriving": (
+        rf"{BARRIER}({NO_BARRIER}acq_rel)",
+        r"\1",
+        "no barrier before arriving",
+    ),
+    "a word stored twice": (
+        r"(@%p\d+ st\.global\.b32 .*)",
+        r"\1\n\1",
+        "words, st of heap, the source has 12",
+    ),
+    "a copy by TMA": (
+        END,
+        r"cp.async.bulk.global.shared::cta.bulk_group [ HEAP ], [ %r1 ], 64;\n\1",
+        "unknown access",
+    ),
+    "a multicast store": (END, r"multimem.st.relaxed.sys.global.b32 [ HEAP ], %r1;\n\1", "unknown"),
+    "generic addresses": (r"st\.global\.v4\.b32", "st.v4.b32", "unknown access"),
+    "a volatile load": (r"ld\.global\.b32", "ld.volatile.global.b32", "unknown access"),
+    "local memory": (END, r"st.local.b32 [ %rd1 ], %r1;\n\1", "local memory"),
+    "a narrow copy": (r"(cp\.async\.c)g(.*), 0x10,", r"\1a\2, 0x4,", "4 bytes at a time"),
+    "narrow halves of a tile": (
+        r"st\.global\.v4\.b32 (\[.*?\]), \{ (%r\d+).*",
+        r"st.global.b16 \1, { \2 };",
+        "2 bytes at a time, st of heap",
+    ),
+    "a scale where there is none": (
+        END,
+        "ld.param.b64 %rd9999, [x_param_5];\n"
+        r"ld.global.b32 { %r1 }, [ %rd9999 ];\n\1",
+        "a scale is read, the source reads none",
+    ),
+    "a pointer out of nowhere": (
+        END,
+        r"mov.u64 %rd9999, 4096;\nld.global.b32 { %r1 }, [ %rd9999 ];\n\1",
+        "4 bytes at a time, ld of unknown pointer",
+    ),
+}
+"""Pattern, replacement and finding: what no source asks for, but a compiler could do."""
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_the_lint_refuses(name: str, ptx: Callable[[str], tuple[Path, Report]]) -> None:
+    text = (ptx(CONTROL_VERSION)[0] / "sm_90.two_shot.ptx").read_text()
+    expected = expected_of(variant_of("two_shot", "sm_90"))
+    assert lint(text, expected, list(ARGUMENTS)) == []
+    pattern, replacement, finding = MUTATIONS[name]
+    heap = re.search(r"st\.global\.v4\.b32 \[ (%rd\d+)", text)
+    assert heap is not None
+    changed, count = re.subn(pattern, replacement.replace("HEAP", heap[1]), text, count=1)
+    assert count == 1
+    found = lint(changed, expected, list(ARGUMENTS))
+    assert any(re.search(finding, sentence) for sentence in found), found
+
+
+@pytest.mark.parametrize("text", ["", ".version 8.4\n", "nothing of the kind"])
+def test_no_ptx_is_no_clean_ptx(text: str) -> None:
+    with pytest.raises(ValueError, match="no kernel"):
+        lint(text, Expected(1, (2,), False), list(ARGUMENTS))
+
+
+def test_kinds_are_what_their_names_say() -> None:
+    for kind in KINDS:
+        variant = variant_of(kind, "sm_90")
+        assert variant.algorithm == ("two_shot" if "two_shot" in kind else "one_shot")
+        assert (variant.split > 1) == ("split" in kind)
+        assert variant.scaled == ("8" in kind)
