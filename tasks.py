@@ -174,6 +174,32 @@ def quickstart(
 
 
 @verb
+@helps(
+    tier="cpu (default), gpu or multi-gpu",
+    ranks="number of ranks: 1, 2, 4, 8 (default: the tier's own)",
+    controls="also plant faults in the kernels, and see that they are caught",
+)
+def smoke(
+    c: Context, tier: str = "cpu", ranks: int = 0, controls: bool = False, json: bool = False
+) -> None:
+    """Check the fused kernels on ranks of every kind: exact results, order, faults."""
+    from tdstack.smoke import smoke as run
+
+    report = run(Workspace.here().root, tier, ranks, controls=controls)
+    if json:
+        console.emit_json(report)
+
+
+@verb
+@helps(explain="print which kernel serves M,N,K,W,ARCH, for example 16,8192,1024,8,sm_90")
+def bench(c: Context, explain: str = "") -> None:
+    """Print what the dispatch table chooses; measuring is not there yet."""
+    from tdstack.bench import explain as run
+
+    run(Workspace.here().root, explain)
+
+
+@verb
 @helps(fix="let ruff mend what it can")
 def lint(c: Context, fix: bool = False) -> None:
     """Run ruff, mypy --strict, shellcheck and hadolint."""
@@ -187,7 +213,8 @@ def test(c: Context, k: str = "") -> None:
     """Run pytest; its exit status is the verb's."""
     import pytest
 
-    arguments = ["tests", "kernels/tests", *(["-k", k] if k else [])]
+    arguments = ["tests", "kernels/tests", "smoke_tests", "--controls"]
+    arguments += ["-k", k] if k else []
     raise Exit(code=1 if pytest.main(arguments) else 0)
 
 

@@ -119,7 +119,7 @@ main() {
   ensure_python
   ensure_venv
   ensure_engine "${1:-}"
-  case ${1:-} in test | smoke) ensure_torch ;; esac
+  case ${1:-} in lint | smoke | test) ensure_torch ;; esac
   if (($# > 0)); then
     cd -- "$root"
     exec "$venv/bin/invoke" "$@"

@@ -6,6 +6,7 @@ expected and what to do. The exit codes are the contract with scripts that call 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 
@@ -27,7 +28,14 @@ class TdstackError(Exception):
     code: ExitCode = ExitCode.CHECK_FAILED
 
     def __init__(
-        self, what: str, *, where: str = "", expected: str = "", got: str = "", remedy: str = ""
+        self,
+        what: str,
+        *,
+        where: str = "",
+        expected: str = "",
+        got: str = "",
+        remedy: str = "",
+        details: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(what)
         self.what = what
@@ -35,15 +43,16 @@ class TdstackError(Exception):
         self.expected = expected
         self.got = got
         self.remedy = remedy
+        self.details = details
 
     def __str__(self) -> str:
         rows = [("where", self.where), ("expected", self.expected)]
         rows += [("got", self.got), ("remedy", self.remedy)]
         return "\n".join([self.what, *(f"  {label}: {text}" for label, text in rows if text)])
 
-    def as_dict(self) -> dict[str, str | int]:
-        """Return the error as JSON-ready data."""
-        return {
+    def as_dict(self) -> dict[str, object]:
+        """Return the error as JSON-ready data; `details` is what the verb had found by then."""
+        data: dict[str, object] = {
             "error": type(self).__name__,
             "exit_code": int(self.code),
             "what": self.what,
@@ -52,6 +61,7 @@ class TdstackError(Exception):
             "got": self.got,
             "remedy": self.remedy,
         }
+        return data | ({"details": dict(self.details)} if self.details is not None else {})
 
 
 class CheckFailed(TdstackError):

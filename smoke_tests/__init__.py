@@ -1,0 +1,1 @@
+"""Checks of the fused kernels, run on ranks of every kind; see docs/smoke.md."""

@@ -1,0 +1,1 @@
+"""The checks, each named by what it proves."""

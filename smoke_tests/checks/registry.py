@@ -1,0 +1,59 @@
+"""The list of checks: a name, the function, and the kinds of ranks that it can run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from smoke_tests.kinds import Kind
+
+if TYPE_CHECKING:
+    from smoke_tests.ranks import Ranks
+
+Body = Callable[["Ranks"], Any]
+GPU: tuple[Kind, ...] = ("virtual", "nvshmem", "symmetric")
+PROCESSES: tuple[Kind, ...] = ("cpu", "nvshmem", "symmetric")
+ALL: tuple[Kind, ...] = ("cpu", *GPU)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    ``ends_ranks``: it leaves ranks behind that cannot be used again. ``least_ranks``: with fewer
+    there is nothing to see.
+    """
+
+    name: str
+    body: Body
+    kinds: tuple[Kind, ...]
+    ends_ranks: bool
+    time_limit_s: float
+    least_ranks: int
+
+
+CHECKS: dict[str, Check] = {}
+
+
+def check(
+    *kinds: Kind, ends_ranks: bool = False, time_limit_s: float = 120.0, least_ranks: int = 1
+) -> Callable[[Body], Body]:
+    """Register a check under its function's name."""
+
+    def register(body: Body) -> Body:
+        name = body.__name__
+        assert name not in CHECKS, name
+        CHECKS[name] = Check(name, body, kinds or ALL, ends_ranks, time_limit_s, least_ranks)
+        return body
+
+    return register
+
+
+def load() -> dict[str, Check]:
+    """Import every module of checks; return them by name."""
+    for module in ("results", "sequences", "shapes", "refusals", "faults", "memory"):
+        import_module(f"smoke_tests.checks.{module}")
+    # Ranks take long to start: those checks come last that need new ones after them.
+    return dict(sorted(CHECKS.items(), key=lambda item: item[1].ends_ranks))

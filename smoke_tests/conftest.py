@@ -1,0 +1,131 @@
+"""Options, and a pool of ranks for the checks: one at a time, new after a failure."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+from _pytest.mark import ParameterSet
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT, ROOT / "kernels" / "src"):
+    if folder.is_dir() and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+from smoke_tests.checks.registry import load
+from smoke_tests.controls import CONTROLS
+from smoke_tests.kinds import Kind
+from smoke_tests.pool import Pool
+from smoke_tests.report import Report
+from smoke_tests.tiers import TIERS, settings
+
+MISSING = [n for n in ("torch", "triton", "numpy") if not importlib.util.find_spec(n)]
+HUNG = 6
+_hung: list[str] = []
+_REPORT = pytest.StashKey[Report]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what decides which ranks run."""
+    parser.addoption("--tier", choices=TIERS, default="cpu", help="which ranks to run on")
+    parser.addoption("--controls", action="store_true", help="also plant faults, and catch them")
+    parser.addoption("--report", type=Path, help="write the verdict to this file, as JSON")
+    parser.addoption("--ranks", type=int, default=0, help="number of ranks; 0: the tier's own")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of every check, or of every planted fault, on every set of ranks of the tier."""
+    names = [n for n in ("ranks", "check", "control", "kind") if n in metafunc.fixturenames]
+    if MISSING:
+        reason = f"not installed: {', '.join(MISSING)}"
+        nothing = pytest.param(None, None, marks=pytest.mark.skip(reason=reason), id="nothing")
+        metafunc.parametrize(names, [nothing])
+    elif "control" in names:
+        metafunc.parametrize(("control", "kind"), _control_cases(metafunc.config))
+    else:
+        metafunc.parametrize(("ranks", "check"), _check_cases(metafunc.config))
+
+
+def _control_cases(config: pytest.Config) -> list[ParameterSet]:
+    kinds = {"cpu": ["cpu"], "gpu": ["virtual", "nvshmem"], "multi-gpu": ["nvshmem"]}
+    return [
+        pytest.param(control, kind, id=f"{kind}-{control.name}")
+        for control in CONTROLS
+        for kind in kinds[config.getoption("--tier")]
+        if kind in control.kinds
+    ]
+
+
+def _check_cases(config: pytest.Config) -> list[ParameterSet]:
+    chosen = settings(config.getoption("--tier"), config.getoption("--ranks"))
+    return [
+        pytest.param((kind, world_size), check, id=f"{kind}-w{world_size}-{check.name}")
+        for kind, world_size in chosen
+        for check in load().values()
+        if kind in check.kinds and world_size >= check.least_ranks
+    ]
+
+
+@pytest.fixture(scope="session")
+def pool_of() -> Iterator[Callable[[Kind, int], Pool]]:
+    """Give the pool of a set of ranks, starting it if it is not the one that runs."""
+    current: list[Pool] = []
+
+    def give(kind: Kind, world_size: int) -> Pool:
+        if current:
+            same = (current[0].kind, current[0].world_size) == (kind, world_size)
+            if same and current[0].usable:
+                return current[0]
+            current.pop().close()
+        pool = Pool(kind, world_size)
+        current.append(pool)
+        return pool
+
+    yield give
+    for pool in current:
+        pool.close()
+
+
+@pytest.fixture(scope="session")
+def hung() -> list[str]:
+    """Names of checks that ran into their time limit."""
+    return _hung
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Planting faults is asked for."""
+    leave_out = collection_path.name == "test_controls.py" and not config.getoption("--controls")
+    return True if leave_out else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the report; keep the tier of one GPU to one, where the host has more."""
+    if config.getoption("--tier") == "gpu":
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    config.stash[_REPORT] = Report(config.getoption("--tier"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put every outcome into the report."""
+    result = yield
+    if result.when == "call" or result.outcome != "passed":
+        detail = dict(item.user_properties).get("detail", "")
+        text = str(result.longrepr) if result.failed else str(detail)
+        name = item.name.partition("[")[2].rstrip("]") or item.name
+        item.config.stash[_REPORT].add(name, result.outcome, result.duration, text)
+    return result
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the report. A hang is no ordinary failure: it has an exit code of its own."""
+    if path := session.config.getoption("--report"):
+        session.config.stash[_REPORT].write(path)
+    if _hung:
+        session.exitstatus = HUNG

@@ -1,0 +1,156 @@
+"""Altered kernels: faults that a check must catch, and stalls that no result may show.
+
+An alteration replaces text of the package in a copy; one that no longer fits is an error.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import gemm_allreduce
+from smoke_tests.kinds import Kind
+
+_PROCESSES: Final[tuple[Kind, ...]] = ("cpu", "nvshmem")
+_ALL: Final[tuple[Kind, ...]] = ("cpu", "virtual", "nvshmem")
+
+_WAIT = "        failed, late, seen = wait_flags(flags + {}, epoch, spin_limit, failed, {})\n"
+_ONE_SHOT_WAIT = _WAIT.format("tile * W", "W")
+_PARTIAL_WAIT = _WAIT.format("index * W", "W")
+_RESULT_WAIT = _WAIT.format("tile * SPLIT", "SPLIT")
+_STALL = """        if rank == 1:
+            stall = rank * 0
+            while stall < {polls}:
+                stall += 1 + tl.atomic_add(flags, 0, sem="relaxed", scope="sys") * 0
+"""
+
+Edit = tuple[str, str, str]
+
+
+def _stalls(polls: int, *, before: bool) -> tuple[Edit, ...]:
+    """Rank 1 polls a flag of its own around each wait: 0.1 ms each interpreted, 0.7 us on a GPU."""
+    stall = _STALL.format(polls=polls)
+    waits = (
+        ("one_shot.py", _ONE_SHOT_WAIT),
+        ("two_shot.py", _PARTIAL_WAIT),
+        ("two_shot.py", _RESULT_WAIT),
+    )
+    return tuple((f, w, stall + w if before else w + stall) for f, w in waits)
+
+
+@dataclass(frozen=True)
+class Control:
+    """An alteration, and what a check must say of it.
+
+    ``edits`` are (file, text, replacement); ``fails`` is whether the check must fail.
+    """
+
+    name: str
+    edits: tuple[Edit, ...]
+    check: str
+    fails: bool
+    kinds: tuple[Kind, ...] = _ALL
+
+
+CONTROLS: Final = (
+    Control(
+        "rank_1_stalls_after_each_wait",
+        _stalls(300, before=False),
+        "integers_are_exact",
+        False,
+    ),
+    Control(
+        "rank_1_stalls_before_each_wait",
+        _stalls(300, before=True),
+        "integers_are_exact",
+        False,
+    ),
+    Control(
+        "no_rank_waits",
+        (
+            ("device.py", "(spins < spin_limit)", "(spins < 0)"),
+            (
+                "device.py",
+                "        late = (seen - epoch) < 0",
+                "        late = (seen - epoch) < -1000",
+            ),
+        ),
+        "each_rank_late_in_turn",
+        True,
+        _PROCESSES,
+    ),
+    Control(
+        "flags_keep_the_last_epoch",
+        (("device.py", "dtype=tl.int32) + epoch, sem", "dtype=tl.int32) + epoch - 1, sem"),),
+        "integers_are_exact",
+        True,
+    ),
+    Control(
+        "rank_1_is_left_out_of_the_sum",
+        (
+            (
+                "one_shot.py",
+                "other=0.0).to(tl.float32)",
+                "other=0.0).to(tl.float32) * (source != 1)",
+            ),
+            (
+                "two_shot.py",
+                "other=0.0).to(tl.float32)",
+                "other=0.0).to(tl.float32) * (source != 1)",
+            ),
+        ),
+        "every_rank_counts_once",
+        True,
+    ),
+    Control(
+        "one_slot_instead_of_two",
+        (
+            ("one_shot.py", "parity = (epoch & 1) * W", "parity = (epoch & 0) * W"),
+            *_stalls(3000, before=False),
+        ),
+        "a_rank_may_be_one_call_ahead",
+        True,
+        _PROCESSES,
+    ),
+    Control(
+        "flags_must_equal_the_epoch",
+        (
+            ("device.py", "while ((seen - epoch) < 0)", "while (seen != epoch)"),
+            ("device.py", "        late = (seen - epoch) < 0", "        late = seen != epoch"),
+            *_stalls(3000, before=True),
+        ),
+        "a_rank_may_be_one_call_ahead",
+        True,
+        _PROCESSES,
+    ),
+    Control(
+        "results_are_not_waited_for",
+        (
+            (
+                "two_shot.py",
+                "spin_limit, failed, SPLIT)",
+                "0, failed, SPLIT)\n        failed = broken",
+            ),
+            ("two_shot.py", _PARTIAL_WAIT, _PARTIAL_WAIT + _STALL.format(polls=1000)),
+        ),
+        "ranks_runs_and_algorithms_agree_bit_for_bit",
+        True,
+    ),
+)
+
+
+def altered_sources(control: Control, folder: Path) -> Path:
+    """Copy the package with the control's edits into `folder`; return what goes on the path.
+
+    Raises: ValueError when a text to replace is not there exactly once.
+    """
+    package = folder / "gemm_allreduce"
+    shutil.copytree(Path(gemm_allreduce.__file__).parent, package)
+    for name, old, new in control.edits:
+        text = (package / name).read_text()
+        if text.count(old) != 1:
+            raise ValueError(f"{control.name}: {name} has {text.count(old)} times: {old!r}")
+        (package / name).write_text(text.replace(old, new))
+    return folder

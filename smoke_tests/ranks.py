@@ -1,0 +1,167 @@
+"""What a check sees of its ranks, whatever kind they are.
+
+A check is written once. It makes the inputs of all ranks from a seed, calls, and compares what
+the ranks of its own process got: all of them with virtual ranks, one of them otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed import ProcessGroup
+
+from gemm_allreduce import Workspace, gemm_allreduce
+from gemm_allreduce.dispatch import Choice
+from gemm_allreduce.layout import LARGE_TILE_AREA, HeapLayout
+from gemm_allreduce.transports import Transport
+from gemm_allreduce.variants import DTYPES, Tile, Variant
+from smoke_tests.kinds import Kind
+
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes that a kind of rank can do in the time that there is; all in elements or calls."""
+
+    features: int
+    depths: tuple[int, ...]
+    max_tokens: int
+    tokens: tuple[int, ...]
+    calls: int
+    tiles: tuple[Tile, ...]
+    small_tile: Tile
+
+
+# Rows on both sides of tile edges; the depth of 3696 is Qwen2.5-72B's down_proj at 8 ranks.
+GPU_SCALE = Scale(
+    features=8192,
+    depths=(1024, 3696),
+    max_tokens=2048,
+    tokens=(1, 16, 17, 33, 64, 65, 127, 129, 512, 1000, 2048),
+    calls=200,
+    tiles=(Tile(64, 128, 64, 3, 4), Tile(128, 128, 64, 3, 8)),
+    small_tile=Tile(16, 128, 128, 3, 8),
+)
+CPU_SCALE = Scale(
+    features=200,
+    depths=(72,),
+    max_tokens=128,
+    tokens=(1, 17, 33, 64, 127),
+    calls=10,
+    tiles=(Tile(64, 64, 32, 1, 4),),
+    small_tile=Tile(16, 64, 32, 1, 4),
+)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of this process.
+
+    Attributes:
+        kind: what they are; `cpu` are processes in Triton's interpreter.
+        world_size: how many there are in all processes.
+        rank: this process's number; 0 with virtual ranks.
+        group: of the processes; None with virtual ranks.
+        connect: makes a transport.
+        time_limit_s: of the workspaces.
+        small: use the sizes of the interpreter, for tools that slow a kernel down.
+    """
+
+    kind: Kind
+    world_size: int
+    rank: int
+    group: ProcessGroup | None
+    device: torch.device
+    connect: Callable[[], Transport]
+    time_limit_s: float
+    small: bool = False
+
+    @property
+    def virtual(self) -> bool:
+        """Whether all ranks are in this process."""
+        return self.kind == "virtual"
+
+    @property
+    def local(self) -> list[int]:
+        """The ranks whose results this process sees, in the order of `call`'s result."""
+        return list(range(self.world_size)) if self.virtual else [self.rank]
+
+    @property
+    def scale(self) -> Scale:
+        """Sizes for these ranks."""
+        return CPU_SCALE if self.kind == "cpu" or self.small else GPU_SCALE
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Element types: the interpreter's bf16 is wrong."""
+        return ("fp16",) if self.kind == "cpu" else DTYPES
+
+    @contextmanager
+    def workspace(self, dtype: str | None = None, **options: Any) -> Iterator[Workspace]:
+        """A workspace of the scale's size; closed, on success, with its status checked."""
+        settings: dict[str, Any] = {
+            "max_tokens": self.scale.max_tokens,
+            "max_features": self.scale.features,
+            "dtype": TORCH_DTYPES[dtype or self.dtypes[0]],
+            "time_limit_s": self.time_limit_s,
+        }
+        workspace = Workspace(self.connect(), **(settings | options))
+        yield workspace
+        workspace.check()
+        assert set(workspace.arrivals()) == {0}, workspace.arrivals()
+        workspace.close()
+
+    def call(
+        self,
+        workspace: Workspace,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        *,
+        out: torch.Tensor | None = None,
+        **extras: Any,
+    ) -> torch.Tensor:
+        """Call with x [W, M, K] and weight [W, N, K] of all ranks; return y [local, M, N]."""
+        if self.virtual:
+            return gemm_allreduce(x, weight, workspace, out=out, **extras)
+        for name in ("x_scale", "weight_scale"):
+            if extras.get(name) is not None:
+                extras[name] = extras[name][self.rank].clone()
+        own = None if out is None else out[0]
+        mine = x[self.rank].contiguous(), weight[self.rank].contiguous()
+        return gemm_allreduce(*mine, workspace, out=own, **extras)[None]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value of every process."""
+        if self.group is None:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def choices(self, dtype: str, tile: Tile) -> dict[str, Choice]:
+        """Every algorithm that can use a tile: the same tile, so the same bits."""
+        w = self.world_size
+
+        def variant(algorithm: str, split: int = 1) -> Variant:
+            return Variant(algorithm, dtype, dtype, w, tile, split)  # type: ignore[arg-type]
+
+        found: dict[str, Choice] = {}
+        if tile.block_m <= HeapLayout(w, 1, 1).small_tokens:
+            found["one_shot"] = Choice(variant("one_shot"))
+        if tile.area >= LARGE_TILE_AREA:
+            found["two_shot_split"] = Choice(variant("two_shot", w))
+            found["two_shot"] = Choice(variant("two_shot"))
+            found["two_shot_comm"] = Choice(variant("two_shot"), comm_ctas=16)
+        return found

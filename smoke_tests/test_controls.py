@@ -1,0 +1,34 @@
+"""A checker that finds no planted fault proves nothing: each one must be caught.
+
+Not here: the barrier before a release, the scope of a release, and an acquire whose result is
+unused. Their races don't show on demand; kernels/tests/test_kernel_ptx.py reads them off the
+compiled code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smoke_tests.checks.registry import load
+from smoke_tests.controls import Control, altered_sources
+from smoke_tests.kinds import Kind
+from smoke_tests.pool import Pool
+
+
+def test_control(control: Control, kind: Kind, tmp_path: Path) -> None:
+    """The check fails on a fault, and passes on a stall."""
+    pool = Pool(kind, 2, altered_sources(control, tmp_path), time_limit_s=2.0)
+    try:
+        assert pool.usable, pool.started
+        assert all(o.detail.startswith(str(tmp_path)) for o in pool.started), "not the altered one"
+        outcomes = pool.run(control.check, load()[control.check].time_limit_s)
+    finally:
+        pool.close()
+    states = {outcome.state for outcome in outcomes}
+    if control.fails:
+        assert "failed" in states, f"{control.name} was not caught by {control.check}"
+        reasons = [o.detail for o in outcomes if o.state == "failed"]
+        wanted = ("AssertionError", "PeerTimeoutError")
+        assert any(word in text for text in reasons for word in wanted), reasons
+    else:
+        assert states == {"passed"}, outcomes
