@@ -247,3 +247,19 @@ def case_absent_owner() -> None:
         same = torch.equal(bits(rank.heaps[1 - me]), bits(wanted.heaps[1 - me]))
         assert same, f"{kind}: what the peer waits for was not sent"
         check_silent(rank, x, weight, kind.comm_ctas)
+
+
+def case_absent_owner_among_several() -> None:
+    """Two-shot: the record names the owner of the unit that is late, not of another one."""
+    x, weight = torch.ones(32, 32, dtype=HALF), torch.ones(512, 32, dtype=HALF)
+    partial = torch.full((32, 512), 32.0, dtype=HALF)
+    for split in (False, True):
+        rank = OneRank(two_shot(4, split=split), max_features=512)
+        rank.deliver_peers([partial] * 4, partial * 4, 1)
+        tile, owner = (1, 2) if split else (2, 2)
+        rank.result_flags(0)[tile * rank.variant.split + (owner if split else 0)] = 0
+        y = rank(x, weight, spin_limit=50)
+        record = {"code": RESULT_LATE, "rank": 0, "tile": tile, "source": owner}
+        assert rank.status(0) == record | {"seen": 0, "expected": 1}, rank.status(0)
+        columns = slice(tile * 128, None)
+        assert y[:, columns].isnan().all() and (y[:, : tile * 128] == 128).all()

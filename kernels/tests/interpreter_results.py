@@ -80,20 +80,22 @@ def case_random_bound() -> None:
 def case_rank_order() -> None:
     """Each rank of four sums in rank order 0..3, with values for which the order shows."""
     values = [60000.0, 2**-9, -60000.0, 2**-9]
-    partials = [torch.full((3, FEATURES), value, dtype=HALF) for value in values]
+    # As many rows and columns that every rank owns units, whatever a unit is.
+    tokens, features = 32, 512
+    partials = [torch.full((tokens, features), value, dtype=HALF) for value in values]
     expected = sum_in_rank_order(partials)
     assert not torch.equal(expected, sum_in_rank_order(partials[::-1]))
-    x = torch.zeros(3, 16, dtype=HALF)
+    x = torch.zeros(tokens, 16, dtype=HALF)
     x[:, 0] = 1
     for kind in kinds_of(4):
         for me in range(4):
-            rank = OneRank(kind.variant, me)
+            rank = OneRank(kind.variant, me, max_features=features)
             rank.deliver_peers(partials, expected, 1)
-            weight = torch.zeros(FEATURES, 16, dtype=HALF)
+            weight = torch.zeros(features, 16, dtype=HALF)
             weight[:, 0] = values[me]
             y = rank(x, weight, comm_ctas=kind.comm_ctas)
             assert torch.equal(y, expected), (str(kind), me)
-            own = OneRank(kind.variant, me)
+            own = OneRank(kind.variant, me, max_features=features)
             own.deliver_results(me, me, expected, 1)
             sent = own.result_flags(me) == 1
             assert torch.equal(rank.result_flags(me)[sent], own.result_flags(me)[sent])
