@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 
-import torch
-
-from gemm_allreduce.transports.virtual import VirtualTransport
 from smoke_tests.checks.registry import load
-from smoke_tests.ranks import Ranks
+from smoke_tests.pool import connect_ranks
+
+TIME_LIMIT_S = 300.0
+"""For a rank to wait for a peer: a sanitizer slows kernels down."""
 
 
 def main() -> int:
@@ -24,18 +25,8 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="sizes of models, not small ones")
     parser.add_argument("check", nargs="+", choices=checks)
     given = parser.parse_args()
-    torch.set_grad_enabled(False)
-    device = torch.device("cuda", 0)
-    ranks = Ranks(
-        "virtual",
-        given.ranks,
-        0,
-        None,
-        device,
-        lambda: VirtualTransport(given.ranks, device),
-        time_limit_s=300.0,
-        small=not given.full,
-    )
+    ranks = connect_ranks("virtual", given.ranks, 0, TIME_LIMIT_S, folder="")
+    ranks = replace(ranks, small=not given.full)
     for name in given.check:
         begin = time.monotonic()
         detail = checks[name].body(ranks) or ""

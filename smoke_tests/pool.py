@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from smoke_tests.kinds import Kind
+
+if TYPE_CHECKING:
+    from smoke_tests.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 120.0
@@ -170,7 +173,7 @@ def _serve(
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     begin = time.monotonic()
     try:
-        ranks = _connect(kind, world_size, rank, time_limit_s, folder)
+        ranks = connect_ranks(kind, world_size, rank, time_limit_s, folder)
         from smoke_tests.checks.registry import load
 
         checks = load()
@@ -192,7 +195,13 @@ def _serve(
     os._exit(0)
 
 
-def _connect(kind: Kind, world_size: int, rank: int, time_limit_s: float, folder: str) -> Any:
+def connect_ranks(
+    kind: Kind, world_size: int, rank: int, time_limit_s: float, folder: str
+) -> Ranks:
+    """Make a process, this one, take its place among the ranks; return what a check sees of them.
+
+    ``folder`` is where the processes meet; unused where ranks are virtual.
+    """
     import torch
     import torch.distributed as dist
 
@@ -203,7 +212,7 @@ def _connect(kind: Kind, world_size: int, rank: int, time_limit_s: float, folder
     torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device("cpu")
     if kind != "cpu":
-        device = torch.device("cuda", rank % torch.cuda.device_count())
+        device = torch.device("cuda", rank % max(1, torch.cuda.device_count()))
         torch.cuda.set_device(device)
     group = None
     if kind != "virtual":

@@ -18,8 +18,10 @@ from gemm_allreduce import Workspace, gemm_allreduce
 from gemm_allreduce.dispatch import Choice
 from gemm_allreduce.layout import LARGE_TILE_AREA, HeapLayout
 from gemm_allreduce.transports import Transport
+from gemm_allreduce.transports.base import GroupRanks
 from gemm_allreduce.variants import DTYPES, Tile, Variant
 from smoke_tests.kinds import Kind
+from smoke_tests.reference import require_equal
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -135,15 +137,14 @@ class Ranks:
         mine = x[self.rank].contiguous(), weight[self.rank].contiguous()
         return gemm_allreduce(*mine, workspace, out=own, **extras)[None]
 
+    def require_equal(self, y: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
+        """Compare every result of `call` with what every rank must get, bit for bit."""
+        for index, rank in enumerate(self.local):
+            require_equal(y[index], wanted, f"{what} rank {rank}")
+
     def gather(self, value: Any) -> list[Any]:
         """Return the value of every process."""
-        if self.group is None:
-            return [value]
-        import torch.distributed as dist
-
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.group)
-        return values
+        return [value] if self.group is None else GroupRanks(self.group).gather(value)
 
     def synchronize(self) -> None:
         """Wait for the device."""

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tdstack.console import say
-from tdstack.errors import CheckFailed, HostError, TimeLimitError, UsageError
+from tdstack.errors import CheckFailed, ExitCode, HostError, TimeLimitError, UsageError
 
 TIERS = ("cpu", "gpu", "multi-gpu")
 RANKS = (0, 1, 2, 4, 8)
-HUNG = 6
 
 
 def smoke(root: Path, tier: str, ranks: int, *, controls: bool) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def smoke(root: Path, tier: str, ranks: int, *, controls: bool) -> dict[str, Any
             raise HostError("the checks did not run", got=f"pytest's exit code {done.returncode}")
         report: dict[str, Any] = json.loads(file.read_text())
     failed = [check["name"] for check in report["checks"] if check["outcome"] != "passed"]
-    if done.returncode == HUNG:
+    if done.returncode == ExitCode.TIME_LIMIT:
         raise TimeLimitError(
             "ranks hung, and were ended; their stacks are above",
             where=", ".join(failed),

@@ -78,10 +78,7 @@ def fork_wheel(
             where=", ".join(path.name for path in given),
             remedy="name the one to take with --wheel FILE",
         )
-    built = _built(pinned, store)
-    if given:
-        return relabel(given[0], store)
-    return relabel(built.resolve(), store) if built.is_file() else None
+    return relabel(given[0], store) if given else _built_earlier(pinned, store)
 
 
 def build_from_commit(pinned: LockedTritonDistributed, store: Store) -> ForkWheel:
@@ -89,8 +86,8 @@ def build_from_commit(pinned: LockedTritonDistributed, store: Store) -> ForkWhee
 
     Raises: UpstreamError when its sources cannot be had, with the other ways in.
     """
-    if (built := _built(pinned, store)).is_file():
-        return relabel(built.resolve(), store)
+    if earlier := _built_earlier(pinned, store):
+        return earlier
     git = find("git", "apt-get install git, or " + REMEDIES)
     reach = run(
         [git, "ls-remote", "--exit-code", pinned.repository, "HEAD"],
@@ -116,6 +113,7 @@ def build_from_commit(pinned: LockedTritonDistributed, store: Store) -> ForkWhee
                 got=done.stderr.strip()[-600:],
                 remedy=REMEDIES,
             )
+        built = _built(pinned, store)
         built.parent.mkdir(parents=True, exist_ok=True)
         wheel = wheels[0].rename(built.with_name(wheels[0].name))
         # Renamed into place, so that two builds of one commit end alike.
@@ -290,6 +288,11 @@ def _download(source: str, store: Store) -> Path:
             remedy="do not trust the address; " + REMEDIES,
         )
     return target
+
+
+def _built_earlier(pinned: LockedTritonDistributed, store: Store) -> ForkWheel | None:
+    built = _built(pinned, store)
+    return relabel(built.resolve(), store) if built.is_file() else None
 
 
 def _built(pinned: LockedTritonDistributed, store: Store) -> Path:

@@ -20,9 +20,9 @@ sys.path.append(str(Path(__file__).resolve().parent))
 
 from ptx_lint import Expected, lint
 
+from gemm_allreduce.arguments import ARGUMENTS
 from gemm_allreduce.compile import Cubin, compile_environment, compile_variant
 from gemm_allreduce.dispatch import Shape, choose
-from gemm_allreduce.launch import ARGUMENTS
 from gemm_allreduce.variants import Operand, Variant
 
 ARCHS = ("sm_80", "sm_90", "sm_100")

@@ -19,6 +19,7 @@ import pytest
 
 import gemm_allreduce
 from gemm_allreduce import compile as compiler
+from gemm_allreduce.arguments import ARGUMENTS
 from gemm_allreduce.compile import (
     QUICK_VARIANT,
     SHARED_LIMITS,
@@ -33,7 +34,7 @@ from gemm_allreduce.compile import (
 )
 from gemm_allreduce.dispatch import Shape, choose, reachable_variants
 from gemm_allreduce.elf import cubin_sm
-from gemm_allreduce.launch import ARGUMENTS, constexprs, kernel_of
+from gemm_allreduce.launch import constexprs, kernel_of
 from gemm_allreduce.variants import Variant
 
 SOURCES = Path(gemm_allreduce.__file__).resolve().parent.parent

@@ -23,7 +23,7 @@ from ptx_cases import ARCHS, KINDS, expected_of, kinds_of, variant_of
 from ptx_lint import Expected, lint
 
 import gemm_allreduce
-from gemm_allreduce.launch import ARGUMENTS
+from gemm_allreduce.arguments import ARGUMENTS
 
 SOURCES = Path(gemm_allreduce.__file__).resolve().parent.parent
 CASES = Path(__file__).resolve().with_name("ptx_cases.py")

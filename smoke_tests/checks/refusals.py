@@ -10,7 +10,7 @@ import torch
 from gemm_allreduce import Workspace, gemm_allreduce
 from smoke_tests.checks.registry import GPU, check
 from smoke_tests.ranks import Ranks
-from smoke_tests.reference import Source, expected, require_equal
+from smoke_tests.reference import Source, expected
 
 
 @check()
@@ -78,9 +78,8 @@ def bad_input_is_refused_and_the_next_call_works(ranks: Ranks) -> str:
             raise AssertionError("autograd was not refused")
         assert set(workspace.epochs()) == {0}, "a refused call was launched"
         got = ranks.call(workspace, full_x, full_weight)
-        for index, rank in enumerate(ranks.local):
-            want = expected(full_x, full_weight, workspace.dtype)
-            require_equal(got[index], want, f"the next call, rank {rank}")
+        want = expected(full_x, full_weight, workspace.dtype)
+        ranks.require_equal(got, want, "the next call")
     return f"{len(bad) + 1} refusals"
 
 
@@ -163,5 +162,4 @@ def a_second_stream_is_refused_until_told(ranks: Ranks) -> None:
             workspace.use_stream(second)
             y = ranks.call(workspace, x, weight)
             second.synchronize()
-        for index, rank in enumerate(ranks.local):
-            require_equal(y[index], want, f"rank {rank}")
+        ranks.require_equal(y, want, "on the second stream")

@@ -31,8 +31,7 @@ def integers_are_exact(ranks: Ranks) -> str:
                     x = source.integers(TORCH_DTYPES[dtype], w, tokens, depth)
                     y = ranks.call(workspace, x, weight)
                     want = expected(x, weight, workspace.dtype)
-                    for index, rank in enumerate(ranks.local):
-                        require_equal(y[index], want, f"{dtype} M {tokens} K {depth} rank {rank}")
+                    ranks.require_equal(y, want, f"{dtype} M {tokens} K {depth}")
                     count += 1
     return f"{count} shapes"
 
@@ -70,8 +69,7 @@ def every_rank_counts_once(ranks: Ranks) -> None:
             weight[:, :, -1] = 2.0 ** torch.arange(w, device=ranks.device)[:, None]
             y = ranks.call(workspace, x, weight)
             want = torch.full_like(y[0], 2.0**w - 1)
-            for index, rank in enumerate(ranks.local):
-                require_equal(y[index], want, f"M {tokens} rank {rank}")
+            ranks.require_equal(y, want, f"M {tokens}")
 
 
 @check()
@@ -120,8 +118,7 @@ def bias_and_residual_are_added_once(ranks: Ranks) -> None:
             ):
                 y = ranks.call(workspace, x, weight, **extras)
                 want = sum_in_rank_order(parts, **extras)
-                for index, rank in enumerate(ranks.local):
-                    require_equal(y[index], want, f"{now[0]} {sorted(extras)} rank {rank}")
+                ranks.require_equal(y, want, f"{now[0]} {sorted(extras)}")
             if not ranks.virtual:
                 changed = residual.clone()
                 ranks.call(workspace, x, weight, residual=changed, out=changed[None])
@@ -153,8 +150,7 @@ def eight_bit_operands_with_scales(ranks: Ranks) -> str:
                 want = expected(
                     x * x_scale[:, :, None], weight * weight_scale[:, :, None], workspace.dtype
                 )
-                for index, rank in enumerate(ranks.local):
-                    require_equal(y[index], want, f"{dtype} M {tokens} rank {rank}")
+                ranks.require_equal(y, want, f"{dtype} M {tokens}")
     return ", ".join(map(str, types))
 
 

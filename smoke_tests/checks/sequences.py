@@ -9,12 +9,7 @@ import torch
 
 from smoke_tests.checks.registry import GPU, check
 from smoke_tests.ranks import Ranks
-from smoke_tests.reference import Source, expected, require_equal
-
-
-def _require_all(ranks: Ranks, y: torch.Tensor, want: torch.Tensor, what: str) -> None:
-    for index, rank in enumerate(ranks.local):
-        require_equal(y[index], want, f"{what} rank {rank}")
+from smoke_tests.reference import Source, expected
 
 
 @check()
@@ -33,7 +28,7 @@ def calls_back_to_back_without_a_host_sync(ranks: Ranks) -> str:
         results = [ranks.call(workspace, x, weight) for x in payloads]
         ranks.synchronize()
         for call, (x, y) in enumerate(zip(payloads, results, strict=True)):
-            _require_all(ranks, y, expected(x, weight, workspace.dtype), f"call {call}")
+            ranks.require_equal(y, expected(x, weight, workspace.dtype), f"call {call}")
     return f"{scale.calls} calls"
 
 
@@ -68,7 +63,7 @@ def layers_and_algorithms_alternate_on_one_workspace(ranks: Ranks) -> None:
         ranks.synchronize()
         for name, x, weight, y in done:
             what = f"{name} M {x.shape[1]} N {weight.shape[1]}"
-            _require_all(ranks, y, expected(x, weight, workspace.dtype), what)
+            ranks.require_equal(y, expected(x, weight, workspace.dtype), what)
 
 
 @check()
@@ -82,7 +77,7 @@ def epoch_wraps_around(ranks: Ranks) -> None:
             for call, tokens in enumerate((1, 64, 17, scale.tokens[-1], 33, 1)):
                 x = source.integers(workspace.dtype, w, tokens, scale.depths[0])
                 y = ranks.call(workspace, x, weight)
-                _require_all(ranks, y, expected(x, weight, workspace.dtype), f"call {call}")
+                ranks.require_equal(y, expected(x, weight, workspace.dtype), f"call {call}")
             last = (first + 6 + 2**31) % 2**32 - 2**31
             assert set(workspace.epochs()) == {last}, (workspace.epochs(), last)
 
@@ -105,7 +100,7 @@ def flags_that_rest_are_kept_from_growing_old(ranks: Ranks) -> None:
         x = source.integers(workspace.dtype, ranks.world_size, 1, 16)
         weight = source.integers(workspace.dtype, ranks.world_size, 8, 16)
         y = ranks.call(workspace, x, weight)
-        _require_all(ranks, y, expected(x, weight, workspace.dtype), "call")
+        ranks.require_equal(y, expected(x, weight, workspace.dtype), "call")
         rows = flags[:, word - 1 :].tolist()
         assert all(row == [old, epoch - 1] for row in rows), rows
 
@@ -128,7 +123,7 @@ def each_rank_late_in_turn(ranks: Ranks) -> None:
                 done.append((x, ranks.call(workspace, x, weight)))
             for call, (x, y) in enumerate(done):
                 want = expected(x, weight, workspace.dtype)
-                _require_all(ranks, y, want, f"rank {late} late, call {call}")
+                ranks.require_equal(y, want, f"rank {late} late, call {call}")
 
 
 @check()
@@ -143,7 +138,7 @@ def a_rank_may_be_one_call_ahead(ranks: Ranks) -> None:
         ranks.gather(None)
         results = [ranks.call(workspace, x, weight) for x in payloads]
         for call, (x, y) in enumerate(zip(payloads, results, strict=True)):
-            _require_all(ranks, y, expected(x, weight, workspace.dtype), f"call {call}")
+            ranks.require_equal(y, expected(x, weight, workspace.dtype), f"call {call}")
 
 
 @check(*GPU)
@@ -192,8 +187,8 @@ def graphs_of_odd_and_even_length_mix_with_eager_calls(ranks: Ranks) -> None:
                 ranks.synchronize()
                 what = f"{length} calls, replay {replay}"
                 for x, out in zip(inputs, outputs, strict=True):
-                    _require_all(ranks, out, expected(x, weight, dtype), f"{what}, captured")
-                _require_all(ranks, y, expected(eager, weight, dtype), f"{what}, eager")
+                    ranks.require_equal(out, expected(x, weight, dtype), f"{what}, captured")
+                ranks.require_equal(y, expected(eager, weight, dtype), f"{what}, eager")
             del graph
 
 

@@ -21,9 +21,8 @@ def most_tokens_and_one_more(ranks: Ranks) -> None:
             x = source.integers(workspace.dtype, w, tokens, scale.depths[0])
             y = ranks.call(workspace, x, weight)
             assert y.shape[1] == tokens
-            for index, rank in enumerate(ranks.local):
-                want = expected(x, weight, workspace.dtype)
-                require_equal(y[index], want, f"M {tokens} rank {rank}")
+            want = expected(x, weight, workspace.dtype)
+            ranks.require_equal(y, want, f"M {tokens}")
 
 
 @check()
@@ -38,8 +37,7 @@ def features_and_depths_that_are_multiples_of_eight(ranks: Ranks) -> None:
                 weight = source.integers(workspace.dtype, w, features, depth)
                 y = ranks.call(workspace, x, weight)
                 want = expected(x, weight, workspace.dtype)
-                for index, rank in enumerate(ranks.local):
-                    require_equal(y[index], want, f"M {tokens} N {features} K {depth} rank {rank}")
+                ranks.require_equal(y, want, f"M {tokens} N {features} K {depth}")
 
 
 @check()
@@ -69,8 +67,7 @@ def nothing_is_read_or_written_beyond_the_tensors(ranks: Ranks) -> None:
             ranks.call(workspace, x, weight, out=out)
             ranks.synchronize()
             want = expected(x, weight, dtype)
-            for index, rank in enumerate(ranks.local):
-                require_equal(out[index], want, f"M {tokens} rank {rank}")
+            ranks.require_equal(out, want, f"M {tokens}")
             around = torch.as_strided(
                 out, (out.numel() + 2 * pad,), (1,), out.storage_offset() - pad
             )
@@ -102,5 +99,4 @@ def a_result_outlives_later_calls(ranks: Ranks) -> None:
             y = ranks.call(workspace, x, weight)
             kept.append((y, expected(x, weight, workspace.dtype)))
         for call, (y, want) in enumerate(kept):
-            for index, rank in enumerate(ranks.local):
-                require_equal(y[index], want, f"call {call} rank {rank}")
+            ranks.require_equal(y, want, f"call {call}")

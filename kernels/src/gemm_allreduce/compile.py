@@ -35,9 +35,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import __version__
+from .arguments import ARGUMENTS
 from .dispatch import ARCHS, Shape, choose, reachable_variants
 from .elf import cubin_sm
-from .launch import ARGUMENTS, compile_options, constexprs, kernel_of
+from .launch import compile_options, constexprs, kernel_of
 from .variants import Variant
 
 MANIFEST_SCHEMA: Final = 1

@@ -7,6 +7,7 @@ protocol and its proof: docs/kernels.md.
 import triton
 import triton.language as tl
 
+from .arguments import EXTRA_BIAS, EXTRA_RESIDUAL
 from .layout import (
     ARRIVALS_WORD,
     EPOCH_WORD,
@@ -26,8 +27,8 @@ _REFRESH_CALLS = tl.constexpr(REFRESH_CALLS)
 _OLD = tl.constexpr(1 << 30)
 assert STATUS_FIELDS[1:] == ("rank", "tile", "source", "seen", "expected")  # as in `report`
 
-HAS_BIAS = tl.constexpr(1)
-HAS_RESIDUAL = tl.constexpr(2)
+_EXTRA_BIAS = tl.constexpr(EXTRA_BIAS)
+_EXTRA_RESIDUAL = tl.constexpr(EXTRA_RESIDUAL)
 
 
 @triton.jit
@@ -43,6 +44,35 @@ def in_heaps(heap_table, peers, page, dtype: tl.constexpr):
     """The same for a vector of ranks."""
     addresses = tl.load(heap_table + peers) + page.to(tl.int64) * _PAGE
     return tl.multiple_of(addresses.to(tl.pointer_type(dtype)), 16)
+
+
+@triton.jit
+def this_rank(
+    rank,
+    x_ptr,
+    weight_ptr,
+    y_ptr,
+    x_scale_ptr,
+    weight_scale_ptr,
+    M,
+    N,
+    K,
+    W: tl.constexpr,
+    VIRTUAL: tl.constexpr,
+):
+    """Return the rank of this CTA, its number and how many there are in the rank, and its operands."""
+    cta = tl.program_id(0)
+    ctas = tl.num_programs(0)
+    if VIRTUAL:
+        rank = cta % W
+        cta = cta // W
+        ctas = ctas // W
+        x_ptr += rank.to(tl.int64) * M * K
+        weight_ptr += rank.to(tl.int64) * N * K
+        y_ptr += rank.to(tl.int64) * M * N
+        x_scale_ptr += rank * M
+        weight_scale_ptr += rank * N
+    return rank, cta, ctas, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr
 
 
 @triton.jit
@@ -98,9 +128,9 @@ def partial_tile(
 def finish(total, bias_ptr, residual_ptr, extras, M, N, offs_m, offs_n):
     """Add bias [N] and residual [M, N] to the sum over ranks, where they were given."""
     column_mask = offs_n < N
-    bias = tl.load(bias_ptr + offs_n, mask=column_mask & ((extras & HAS_BIAS) != 0), other=0.0)
+    bias = tl.load(bias_ptr + offs_n, mask=column_mask & ((extras & _EXTRA_BIAS) != 0), other=0.0)
     offsets = offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
-    mask = (offs_m < M)[:, None] & (column_mask & ((extras & HAS_RESIDUAL) != 0))[None, :]
+    mask = (offs_m < M)[:, None] & (column_mask & ((extras & _EXTRA_RESIDUAL) != 0))[None, :]
     residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
     return total + bias.to(tl.float32)[None, :] + residual.to(tl.float32)
 

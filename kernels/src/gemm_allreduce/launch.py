@@ -1,15 +1,12 @@
-"""Launches a kernel: arguments, their order and compile-time options in one place.
-
-All kernels take the same arguments, so that just-in-time and ahead-of-time launches, of any
-algorithm, share this page.
-"""
+"""Launches a kernel: its grid, its arguments and its compile-time options in one place."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from .arguments import EXTRA_BIAS, EXTRA_RESIDUAL
 from .dispatch import Choice
 from .layout import PAGE, HeapLayout, ceil_div
 from .variants import ENABLE_FP_FUSION, ROW_BYTES, Variant
@@ -17,43 +14,10 @@ from .variants import ENABLE_FP_FUSION, ROW_BYTES, Variant
 if TYPE_CHECKING:
     import torch
 
-ARGUMENTS: Final[dict[str, str]] = {
-    "x_ptr": "operand [M, K], contiguous; with VIRTUAL [W, M, K]",
-    "weight_ptr": "operand [N, K], contiguous; with VIRTUAL [W, N, K]",
-    "y_ptr": "dtype [M, N], contiguous, written; with VIRTUAL [W, M, N]",
-    "bias_ptr": "dtype [N]; any pointer where extras lacks it",
-    "residual_ptr": "dtype [M, N], contiguous; any pointer where extras lacks it",
-    "x_scale_ptr": "float32 [M]; with VIRTUAL [W, M]; unused unless SCALED",
-    "weight_scale_ptr": "float32 [N]; with VIRTUAL [W, N]; unused unless SCALED",
-    "heap_table": "int64 [W]: address of each rank's heap in this process",
-    "status_ptr": "int32 [W, STATUS_WORDS]: the host's copy of the status records",
-    "M": "rows",
-    "n_vectors": "N / 8",
-    "k_vectors": "K / 8, or K / 16 for 8-bit operands",
-    "rank": "this rank; ignored with VIRTUAL",
-    "gemm_ctas": "CTAs of a rank that compute",
-    "copy_first": "first CTA of a rank that copies results to y",
-    "extras": "bits: 1 bias, 2 residual",
-    "spin_limit": "polls of one flag before a wait gives up",
-    "partial_flags": "offset in the heap, pages",
-    "result_flags": "offset in the heap, pages",
-    "slots": "offset in the heap, pages",
-    "slot_stride": "elements / 128 between the slots of two sources",
-    "receive": "offset in the heap, pages",
-    "receive_stride": "elements / 128 between the receive parts of two sources",
-    "result": "offset in the heap, pages",
-}
-"""The run-time arguments of every kernel, in order. Pointers are multiples of 16 bytes,
-integers are 32 bits and not specialised on, so that one binary serves every shape and rank.
-VIRTUAL: all W ranks in one launch, rank = CTA % W; the grid is W times the CTAs of a rank."""
-
-_EXTRA_BIAS: Final = 1
-_EXTRA_RESIDUAL: Final = 2
-
 
 @dataclass(frozen=True)
 class Operands:
-    """The tensors of one call; shapes and meaning as in ARGUMENTS. Checked by the caller."""
+    """The tensors of one call; shapes and meaning as in arguments.py. Checked by the caller."""
 
     x: torch.Tensor
     weight: torch.Tensor
@@ -166,8 +130,8 @@ def launch(variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_
             f"(TRITON_INTERPRET is {os.environ.get('TRITON_INTERPRET')!r}); got {y.device}"
         )
     layout = ranks.layout
-    extras = _EXTRA_BIAS if operands.bias is not None else 0
-    extras |= _EXTRA_RESIDUAL if operands.residual is not None else 0
+    extras = EXTRA_BIAS if operands.bias is not None else 0
+    extras |= EXTRA_RESIDUAL if operands.residual is not None else 0
     ctas = grid.ctas * (layout.world_size if ranks.virtual else 1)
     kernel[(ctas,)](
         x,

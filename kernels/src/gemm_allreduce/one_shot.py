@@ -7,6 +7,7 @@ sends and publishes all of its tiles, then sums them: no CTA waits before it has
 import triton
 import triton.language as tl
 
+from .arguments import INTEGERS
 from .device import (
     arrive,
     enter,
@@ -16,6 +17,7 @@ from .device import (
     partial_tile,
     publish,
     report,
+    this_rank,
     wait_flags,
 )
 from .layout import PARTIAL_LATE
@@ -23,25 +25,7 @@ from .layout import PARTIAL_LATE
 _PARTIAL_LATE = tl.constexpr(PARTIAL_LATE)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "M",
-        "n_vectors",
-        "k_vectors",
-        "rank",
-        "gemm_ctas",
-        "copy_first",
-        "extras",
-        "spin_limit",
-        "partial_flags",
-        "result_flags",
-        "slots",
-        "slot_stride",
-        "receive",
-        "receive_stride",
-        "result",
-    ]
-)
+@triton.jit(do_not_specialize=list(INTEGERS))
 def gemm_allreduce_one_shot(
     x_ptr,
     weight_ptr,
@@ -75,22 +59,14 @@ def gemm_allreduce_one_shot(
     SCALED: tl.constexpr,
     VIRTUAL: tl.constexpr,
 ):
-    """y = sum over ranks of x @ weight.T, on every rank; the arguments: launch.ARGUMENTS."""
+    """y = sum over ranks of x @ weight.T, on every rank; the arguments: arguments.py."""
     dtype = y_ptr.dtype.element_ty
     # Sizes come in vectors of 16 bytes, so that the compiler knows how rows are aligned.
     N = n_vectors * 8
     K = k_vectors * (16 if SCALED else 8)
-    cta = tl.program_id(0)
-    ctas = tl.num_programs(0)
-    if VIRTUAL:
-        rank = cta % W
-        cta = cta // W
-        ctas = ctas // W
-        x_ptr += rank.to(tl.int64) * M * K
-        weight_ptr += rank.to(tl.int64) * N * K
-        y_ptr += rank.to(tl.int64) * M * N
-        x_scale_ptr += rank * M
-        weight_scale_ptr += rank * N
+    rank, cta, ctas, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr = this_rank(
+        rank, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr, M, N, K, W, VIRTUAL
+    )
 
     epoch, broken = enter(heap_table, rank)
     tiles_m = tl.cdiv(M, BM)

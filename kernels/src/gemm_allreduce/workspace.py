@@ -149,13 +149,11 @@ class Workspace:
         import torch
 
         self._heap = self.transport.allocate(self.layout.total_bytes)
-        import numpy
-
         words = self.words()
         # In the heap itself: an allocation of its own would take 2 MiB of the device.
         place = slice(self.layout.table // 4, self.layout.table // 4 + 2 * self.world_size)
-        addresses = numpy.array(self._heap.addresses, dtype=numpy.int64).view(numpy.int32)
-        words[:, place] = torch.from_numpy(addresses).to(words.device)
+        addresses = torch.tensor(self._heap.addresses, dtype=torch.int64).view(torch.int32)
+        words[:, place] = addresses.to(words.device)
         words[:, EPOCH_WORD] = first_epoch
         words[:, self.layout.partial_flags // 4 : self.layout.slots // 4] = first_epoch
         cuda = self.transport.device.type == "cuda"

@@ -1,0 +1,47 @@
+"""The run-time arguments of every kernel, as plain data: what they mean, and their order.
+
+One list for all kernels, so that just-in-time and ahead-of-time launches of any algorithm agree.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+ARGUMENTS: Final[dict[str, str]] = {
+    "x_ptr": "operand [M, K], contiguous; with VIRTUAL [W, M, K]",
+    "weight_ptr": "operand [N, K], contiguous; with VIRTUAL [W, N, K]",
+    "y_ptr": "dtype [M, N], contiguous, written; with VIRTUAL [W, M, N]",
+    "bias_ptr": "dtype [N]; any pointer where extras lacks it",
+    "residual_ptr": "dtype [M, N], contiguous; any pointer where extras lacks it",
+    "x_scale_ptr": "float32 [M]; with VIRTUAL [W, M]; unused unless SCALED",
+    "weight_scale_ptr": "float32 [N]; with VIRTUAL [W, N]; unused unless SCALED",
+    "heap_table": "int64 [W]: address of each rank's heap in this process",
+    "status_ptr": "int32 [W, STATUS_WORDS]: the host's copy of the status records",
+    "M": "rows",
+    "n_vectors": "N / 8",
+    "k_vectors": "K / 8, or K / 16 for 8-bit operands",
+    "rank": "this rank; ignored with VIRTUAL",
+    "gemm_ctas": "CTAs of a rank that compute",
+    "copy_first": "first CTA of a rank that copies results to y",
+    "extras": "bits: 1 bias, 2 residual",
+    "spin_limit": "polls of one flag before a wait gives up",
+    "partial_flags": "offset in the heap, pages",
+    "result_flags": "offset in the heap, pages",
+    "slots": "offset in the heap, pages",
+    "slot_stride": "elements / 128 between the slots of two sources",
+    "receive": "offset in the heap, pages",
+    "receive_stride": "elements / 128 between the receive parts of two sources",
+    "result": "offset in the heap, pages",
+}
+"""The run-time arguments of every kernel, in order. Pointers are multiples of 16 bytes,
+integers are 32 bits and not specialised on, so that one binary serves every shape and rank.
+VIRTUAL: all W ranks in one launch, rank = CTA % W; the grid is W times the CTAs of a rank."""
+
+INTEGERS: Final = tuple(
+    name for name in ARGUMENTS if not name.endswith("_ptr") and name != "heap_table"
+)
+"""Those that are numbers: kernels are not specialised on them."""
+
+EXTRA_BIAS: Final = 1
+EXTRA_RESIDUAL: Final = 2
+"""The bits of ``extras``."""
