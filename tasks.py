@@ -13,9 +13,9 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from tdstack import console, verbs
-from tdstack.errors import HostError, TdstackError
+from tdstack.errors import HostError, TdstackError, UsageError
 from tdstack.stack import Request
-from tdstack.workspace import Workspace
+from tdstack.workspace import ForkSource, Workspace
 
 HELP = {
     "cuda": "CUDA line: 12.4, 12.6, 12.8, 12.9, 13.0 (experimental)",
@@ -26,6 +26,8 @@ HELP = {
     "base": "rootfs (default), or an image as REF@sha256:...",
     "wheel": "a Triton-distributed wheel: FILE, or URL#sha256=HEX",
     "wheelhouse": "a folder or file that may supply any pinned file",
+    "incomplete": "take a Triton-distributed wheel that lacks packages its own code imports",
+    "prefix": "the folder of a Python environment, such as a venv",
     "engine": "auto (default), buildah or docker",
     "output": "also write the image to this file, as an OCI archive",
     "json": "machine-readable result on stdout",
@@ -91,6 +93,7 @@ def plan(
     python: str = "",
     base: str = "rootfs",
     wheel: str = "",
+    incomplete: bool = False,
     wheelhouse: str = "",
     engine: str = "auto",
     json: bool = False,
@@ -98,7 +101,9 @@ def plan(
     """Show what a build would hold, and where each layer would come from."""
     request = Request(cuda, triton, torch, platform, python or None, base)
     workspace = Workspace.here(wheelhouse)
-    verbs.plan(workspace, request, wheel=wheel, engine=engine, as_json=json)
+    verbs.plan(
+        workspace, request, source=ForkSource(wheel, incomplete), engine=engine, as_json=json
+    )
 
 
 @verb
@@ -106,11 +111,23 @@ def plan(
     upgrade="move pins to the newest that images/versions.toml admits",
     only="with --upgrade: python or base",
     check="fail when versions.lock does not answer images/versions.toml",
+    wheel="record the hash of this Triton-distributed wheel: FILE, or URL#sha256=HEX",
 )
 def lock(
-    c: Context, upgrade: bool = False, only: str = "", check: bool = False, dry: bool = False
+    c: Context,
+    upgrade: bool = False,
+    only: str = "",
+    check: bool = False,
+    wheel: str = "",
+    incomplete: bool = False,
+    dry: bool = False,
 ) -> None:
-    """Resolve images/versions.toml into versions.lock."""
+    """Resolve images/versions.toml into versions.lock, or record a Triton-distributed wheel."""
+    if wheel:
+        from tdstack.fork.verb import record_wheel
+
+        record_wheel(Workspace.here(), ForkSource(wheel, incomplete), dry=dry)
+        return
     verbs.lock(Workspace.here(), upgrade=upgrade, only=only, check=check, dry=dry)
 
 
@@ -124,13 +141,20 @@ def fetch(
     python: str = "",
     base: str = "rootfs",
     wheel: str = "",
+    incomplete: bool = False,
     wheelhouse: str = "",
     json: bool = False,
     dry: bool = False,
 ) -> None:
     """Download every file of the plan, by hash, into the store."""
     request = Request(cuda, triton, torch, platform, python or None, base)
-    verbs.fetch(Workspace.here(wheelhouse), request, wheel=wheel, as_json=json, dry=dry)
+    verbs.fetch(
+        Workspace.here(wheelhouse),
+        request,
+        source=ForkSource(wheel, incomplete),
+        as_json=json,
+        dry=dry,
+    )
 
 
 @verb
@@ -143,6 +167,7 @@ def build(
     python: str = "",
     base: str = "rootfs",
     wheel: str = "",
+    incomplete: bool = False,
     wheelhouse: str = "",
     engine: str = "auto",
     output: str = "",
@@ -153,7 +178,13 @@ def build(
     request = Request(cuda, triton, torch, platform, python or None, base)
     workspace = Workspace.here(wheelhouse)
     verbs.build(
-        workspace, request, wheel=wheel, engine=engine, output=output, as_json=json, dry=dry
+        workspace,
+        request,
+        source=ForkSource(wheel, incomplete),
+        engine=engine,
+        output=output,
+        as_json=json,
+        dry=dry,
     )
 
 
@@ -171,6 +202,62 @@ def quickstart(
 
     request = Request(cuda=cuda, triton="stock", torch=torch)
     run(Workspace.here(wheelhouse), request, engine=engine, as_json=json)
+
+
+@verb
+@helps(layer="triton: Triton-distributed in place of the environment's Triton")
+def install(
+    c: Context,
+    prefix: str = "",
+    layer: str = "",
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    json: bool = False,
+    dry: bool = False,
+) -> None:
+    """Put Triton-distributed into an environment, or leave that as it was."""
+    from tdstack.fork.verb import install_verb
+
+    if layer != "triton":
+        raise UsageError(
+            "only one layer can be installed outside an image so far",
+            where=f"--layer {layer}" if layer else "--layer",
+            expected="triton",
+        )
+    source = ForkSource(wheel, incomplete)
+    install_verb(Workspace.here(wheelhouse), prefix, source, as_json=json, dry=dry)
+
+
+@verb
+@helps(
+    triton="what must be there: distributed or stock (default: what there are traces of)",
+    fix="mend what can be mended safely",
+    deep="with a manifest: read every file's sha256",
+)
+def verify(
+    c: Context,
+    prefix: str = "",
+    wheel: str = "",
+    incomplete: bool = False,
+    triton: str = "",
+    fix: bool = False,
+    deep: bool = False,
+    json: bool = False,
+) -> None:
+    """Check an environment's Triton and NVSHMEM (--prefix), or a wheel alone (--wheel)."""
+    from tdstack.fork.verb import inspect_wheel, verify_verb
+
+    source = ForkSource(wheel, incomplete)
+    if wheel and not prefix:
+        inspect_wheel(Workspace.here(), source, as_json=json)
+        return
+    if triton not in ("", "distributed", "stock"):
+        raise UsageError(
+            f"unknown value {triton!r}", where="--triton", expected="distributed, stock"
+        )
+    here = Workspace.here()
+    verify_verb(here, prefix, triton, source, fix=fix, deep=deep, as_json=json)
 
 
 @verb

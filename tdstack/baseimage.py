@@ -11,7 +11,7 @@ from tdstack.engines.base import Engine, RunRequest
 from tdstack.errors import HostError, IntegrityError
 from tdstack.lock.model import LockedRootfs
 from tdstack.rootfs import build_rootfs, tool_versions
-from tdstack.stack import Stack
+from tdstack.stack import BaseFacts, Stack
 from tdstack.wheelhouse.store import Store, sha256_of
 
 # What an image must offer, asked in plain sh because that is all we know of it.
@@ -22,6 +22,7 @@ h=$("$p" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 test -e "$h/Python.h" || { echo "missing: Python.h"; exit 1; }
 # A virtual environment's link would point at itself once ours lies over it.
 "$p" -c 'import os, sys; print(os.path.realpath(sys.executable))'
+"$p" -c 'import os; print(os.confstr("CS_GNU_LIBC_VERSION").split()[-1])'
 """
 
 
@@ -52,8 +53,8 @@ def base_blob(stack: Stack, store: Store, layout: Path, say: Callable[[str], Non
             made.unlink(missing_ok=True)
 
 
-def probe_interpreter(engine: Engine, ref: str, python: str) -> str:
-    """Return the path of Python `python` in an image.
+def probe_base(engine: Engine, ref: str, python: str) -> BaseFacts:
+    """Look for Python `python` in an image, and for what else every layer needs.
 
     Raises: HostError naming what the image lacks.
     """
@@ -67,7 +68,8 @@ def probe_interpreter(engine: Engine, ref: str, python: str) -> str:
             remedy="add the packages to that image, choose its Python with --python, or use "
             "--base rootfs",
         )
-    return done.stdout.strip().splitlines()[-1]
+    interpreter, glibc = done.stdout.strip().splitlines()[-2:]
+    return BaseFacts(interpreter, glibc)
 
 
 def _differs(rootfs: LockedRootfs, got: str, say: Callable[[str], None]) -> None:

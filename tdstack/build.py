@@ -31,7 +31,7 @@ from tdstack.assemble.layer import (
     write_part,
 )
 from tdstack.assemble.tar import Blob
-from tdstack.baseimage import base_blob, probe_interpreter
+from tdstack.baseimage import base_blob
 from tdstack.console import Stopwatch
 from tdstack.engines.base import Engine
 from tdstack.errors import CheckFailed
@@ -69,7 +69,8 @@ class Builder:
         self._say = say
         self._watch = Stopwatch()
         self._partials: list[str] = []
-        self._interpreter = f"/usr/bin/python{plan.stack.python}"
+        assert plan.stack.interpreter is not None  # the base was looked into before the plan
+        self._interpreter = plan.stack.interpreter
 
     def build(self, fetch: FetchFiles, output: Path | None = None) -> BuildReport:
         """Build what is missing, tag the result, and write it to `output` as an OCI archive.
@@ -123,10 +124,6 @@ class Builder:
         with ExitStack() as stack:
             layout = stack.enter_context(self._layout())
             stack.callback(self._drop_partials)
-            if self._plan.stack.rootfs is None:
-                self._interpreter = probe_interpreter(
-                    self._engine, self._plan.stack.base, self._plan.stack.python
-                )
             parts = {layer.name: self._parts(layer, layout) for layer in missing}
             check_space(parts, self._store.root, self._engine.storage())
             pool = stack.enter_context(_processes())

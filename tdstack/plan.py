@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tdstack.lock.model import LayerName, LockedFile
 from tdstack.recipe import Recipe, load_recipe, tree_digest
 from tdstack.rootfs import HOOKS, LEFT_OUT, SOURCE_DATE_EPOCH
 from tdstack.stack import LAYER_ORDER, Package, Stack
+from tdstack.verify.constraints import constraints_path, constraints_text, pip_conf_text
 
 # Raise it when tdstack/assemble writes other bytes for the same input: every key moves.
 FORMAT = 1
@@ -32,7 +33,10 @@ PART_BYTES = 1_900_000_000
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a plan; every layer is an image of its own, on top of its parent."""
+    """One layer of a plan; every layer is an image of its own, on top of its parent.
+
+    `texts` are files that follow from the stack: path without a leading slash -> content.
+    """
 
     name: LayerName
     key: str
@@ -42,6 +46,7 @@ class Layer:
     env: dict[str, str]
     labels: dict[str, str]
     tags: tuple[str, ...]
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ref(self) -> str:
@@ -104,9 +109,12 @@ def make_plan(stack: Stack, root: Path) -> Plan:
             continue
         recipe = load_recipe(root, name)
         filled = recipe.filled(values)
+        texts = _held_triton(stack) if name == "triton" else {}
         env = {**env, **_absolute(filled.env)}
+        if texts:
+            env["UV_CONSTRAINT"] = str(constraints_path(Path(f"/{PREFIX}")))
         parent = layers[-1].key if layers else None
-        sources = [root / "images" / name]
+        sources = [root / "images" / name, *(root / c.source for c in recipe.copies)]
         if name == "kernels":
             sources.append(root / "kernels")
         question: dict[str, object] = {
@@ -120,6 +128,8 @@ def make_plan(stack: Stack, root: Path) -> Plan:
             "filled": filled.model_dump(mode="json"),
             "packages": [_package_dict(p) for p in packages],
         }
+        if texts:
+            question["texts"] = texts
         if name == "base":
             question["base"] = _base_question(stack)
         if name == "kernels":
@@ -137,9 +147,21 @@ def make_plan(stack: Stack, root: Path) -> Plan:
                 env=env,
                 labels=_labels(stack, name, key, parent, recipe, lock_slice),
                 tags=_tags(stack, key) if name == LAYER_ORDER[-1] else (),
+                texts=texts,
             )
         )
     return Plan(stack=stack, layers=tuple(layers), site=site, lock_slice=lock_slice)
+
+
+def _held_triton(stack: Stack) -> dict[str, str]:
+    """Return the files that keep Triton-distributed where it is, or none for stock."""
+    if stack.flavour == "stock":
+        return {}
+    version = next(p.version for p in stack.packages["triton"] if p.name == "triton")
+    prefix = Path(f"/{PREFIX}")
+    path = constraints_path(prefix)
+    texts = {path: constraints_text(version), prefix / "pip.conf": pip_conf_text("", path)}
+    return {str(place).lstrip("/"): text for place, text in texts.items()}
 
 
 def slice_of(stack: Stack) -> dict[str, object]:

@@ -12,7 +12,7 @@ from tdstack.errors import CheckFailed
 from tdstack.plan import PREFIX
 from tdstack.stack import Request
 from tdstack.verbs import build, fetch, plan, verify_image
-from tdstack.workspace import Workspace
+from tdstack.workspace import ForkSource, Workspace
 
 
 def quickstart(
@@ -24,12 +24,18 @@ def quickstart(
     """
     watch = Stopwatch()
     with watch.step("plan"):
-        made = plan(workspace, request, wheel="", engine=engine, as_json=False)
+        made = plan(workspace, request, source=ForkSource(), engine=engine, as_json=False)
     with watch.step("fetch"):
-        fetch(workspace, request, wheel="", as_json=False, dry=False)
+        fetch(workspace, request, source=ForkSource(), as_json=False, dry=False)
     with watch.step("build"):
         report = build(
-            workspace, request, wheel="", engine=engine, output="", as_json=False, dry=False
+            workspace,
+            request,
+            source=ForkSource(),
+            engine=engine,
+            output="",
+            as_json=False,
+            dry=False,
         )
     assert report is not None
     chosen = choose_engine(engine).engine

@@ -16,6 +16,7 @@ from tdstack.lock.model import (
     LayerName,
     Lock,
     LockedFile,
+    LockedForkWheel,
     LockedLine,
     LockedRootfs,
     LockedTritonDistributed,
@@ -33,21 +34,45 @@ MACHINE: dict[Platform, str] = {"linux/amd64": "x86_64", "linux/arm64": "aarch64
 # Every layer stands on what changes less often: a CUDA line differs from its siblings in the
 # last two layers only, so four lines share one torch layer, on disk and in a registry.
 LAYER_ORDER: tuple[LayerName, ...] = ("base", "torch", "nvshmem", "triton", "cuda", "kernels")
-# Images that are no rootfs of ours: wheels must run on glibc as old as Ubuntu 22.04's.
+# Images that nobody looked into yet: wheels must run on glibc as old as Ubuntu 22.04's.
 GLIBC_OF_OTHER_BASES = "2.35"
+# What a wheel that does not fit is told to look for: the Python and glibc of well-known images.
+KNOWN_BASES = {
+    "ubuntu:24.04": ("3.12", "2.39"),
+    "ubuntu:22.04": ("3.10", "2.35"),
+    "debian:13": ("3.13", "2.41"),
+    "debian:12": ("3.11", "2.36"),
+}
 
 
 @dataclass(frozen=True)
 class ForkWheel:
-    """Triton-distributed as one file, as it is installed: name `triton`, a local version."""
+    """Triton-distributed as it is installed: `file` is named `triton`, with a local version.
+
+    `alias` is metadata under the name `triton-dist`; `source` is the wheel as it was built.
+    """
 
     file: LockedFile
     version: str
+    alias: LockedFile
+    source: LockedForkWheel
+    machine: str = ""
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What was found in a base image: the path of its Python, and its glibc as `2.39`."""
+
+    interpreter: str
+    glibc: str
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, checked against nothing yet."""
+    """What the user asked for, checked against nothing yet.
+
+    `base_facts` are those of the image that `base` names, once it was looked into.
+    """
 
     cuda: str = "12.4"
     triton: str = "distributed"
@@ -56,6 +81,7 @@ class Request:
     python: str | None = None
     base: str = "rootfs"
     fork: ForkWheel | None = None
+    base_facts: BaseFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +96,10 @@ class Package:
 
 @dataclass(frozen=True)
 class Stack:
-    """One CUDA line, one flavour, one target: every package of it."""
+    """One CUDA line, one flavour, one target: every package of it.
+
+    `interpreter` is the base's Python; None while the base image was not looked into.
+    """
 
     cuda: str
     line: LockedLine
@@ -81,6 +110,7 @@ class Stack:
     base: str
     rootfs: LockedRootfs | None
     packages: dict[LayerName, tuple[Package, ...]]
+    interpreter: str | None = None
     notes: tuple[str, ...] = ()
 
     def all_packages(self) -> Iterator[Package]:
@@ -106,7 +136,8 @@ def make_stack(lock: Lock, request: Request) -> Stack:
     torch = _one_of(request.torch, TORCH_VARIANTS, "--torch")
     platform = _one_of(request.platform, PLATFORMS, "--platform")
     rootfs = _rootfs(lock, request.base, platform)
-    python = request.python or (rootfs.python if rootfs else "3.12")
+    fork = request.fork if flavour == "distributed" else None
+    python = request.python or _python(rootfs, fork)
     if rootfs and python != rootfs.python:
         raise UsageError(
             f"the rootfs base has Python {rootfs.python}, not {python}",
@@ -124,14 +155,20 @@ def make_stack(lock: Lock, request: Request) -> Stack:
             where="versions.lock: closures",
             expected="; ".join(held) or "another --torch (cuda, none)",
         )
-    glibc = rootfs.glibc if rootfs else GLIBC_OF_OTHER_BASES
+    known = request.base_facts.glibc if request.base_facts else ""
+    glibc = rootfs.glibc if rootfs else known or GLIBC_OF_OTHER_BASES
     packages: dict[LayerName, tuple[Package, ...]] = {}
     for layer, refs in [*closure.layers.items(), ("cuda", line.toolkit[platform])]:
         packages[layer] = tuple(_package(lock, ref, python, platform, glibc) for ref in refs)
     _check_missing(closure.missing, flavour, python, platform)
+    notes = _notes(request.cuda, line, torch, platform, packages)
     if flavour == "distributed":
-        _check_fork(request.fork, lock.triton_distributed, python, platform, glibc)
         packages["triton"] = _with_fork(lock, line, request, packages.get("triton", ()))
+        if fork:
+            certain = rootfs is not None or bool(known)
+            notes += _check_fork(fork, lock.triton_distributed, python, platform, glibc, certain)
+        notes += _fork_notes(lock.triton_distributed, fork)
+    interpreter = request.base_facts.interpreter if request.base_facts else None
     return Stack(
         request.cuda,
         line,
@@ -142,8 +179,15 @@ def make_stack(lock: Lock, request: Request) -> Stack:
         request.base,
         rootfs,
         packages,
-        _notes(request.cuda, line, torch, platform, packages),
+        f"/usr/bin/python{python}" if rootfs else interpreter,
+        notes,
     )
+
+
+def _python(rootfs: LockedRootfs | None, fork: ForkWheel | None) -> str:
+    if rootfs:
+        return rootfs.python
+    return fork.source.python if fork and fork.source.python else "3.12"
 
 
 def _notes(
@@ -160,32 +204,70 @@ def _notes(
     return tuple(notes)
 
 
+def _fork_notes(pinned: LockedTritonDistributed, fork: ForkWheel | None) -> tuple[str, ...]:
+    if fork is None:
+        names = ", ".join(wheel.name for wheel in pinned.wheels)
+        return (f"the lock records {names}; name it with --wheel or --wheelhouse",) if names else ()
+    source = fork.source
+    if source.sha256 in {wheel.sha256 for wheel in pinned.wheels} or source.commit == pinned.commit:
+        return ()
+    return (
+        f"{source.name} (sha256 {source.sha256[:12]}...) is not in versions.lock; "
+        "`invoke lock --wheel FILE` records it, so that another one is noticed",
+    )
+
+
 def _check_fork(
-    fork: ForkWheel | None,
+    fork: ForkWheel,
     pinned: LockedTritonDistributed,
     python: PythonMinor,
     platform: Platform,
     glibc: str,
-) -> None:
-    if fork is None:
-        return
+    certain: bool,
+) -> tuple[str, ...]:
+    """Refuse a fork that does not run on the base; return what could not be decided yet."""
     if fork.version.split("+")[0] != pinned.base_version:
         raise IntegrityError(
-            f"{fork.file.name} is built on another Triton than torch pins",
+            f"{fork.source.name} is built on another Triton than torch pins",
             where="--wheel",
             expected=pinned.base_version,
             got=fork.version,
         )
-    ranks = _tag_ranks(python, platform, glibc)
-    if not parse_wheel_filename(fork.file.name)[3] & ranks.keys():
+    source = fork.source
+    newest = glibc if certain else "2.99"
+    tagged = parse_wheel_filename(fork.file.name)[3] & _tag_ranks(python, platform, newest).keys()
+    # Tags lie: upstream's release wheels are tagged for glibc 2.28 and need 2.38.
+    fits = (
+        tagged
+        and source.python in ("", python)
+        and fork.machine in ("", MACHINE[platform])
+        and _numbers(source.glibc) <= _numbers(newest)
+    )
+    if not fits:
+        needs = source.python or "-".join(source.name.removesuffix(".whl").split("-")[-3:])
+        bases = [
+            f"{name} (Python {p}, glibc {g})"
+            for name, (p, g) in KNOWN_BASES.items()
+            if source.python in ("", p) and _numbers(g) >= _numbers(source.glibc)
+        ]
+        such = f", such as one made from {' or '.join(bases)}" if bases else ""
         raise IntegrityError(
-            f"{fork.file.name} does not run on this base",
+            f"{source.name} does not run on this base",
             where="--wheel",
             expected=f"a wheel for Python {python}, {platform}, glibc {glibc} or older",
-            got="-".join(fork.file.name.removesuffix(".whl").rsplit("-", 3)[1:]),
-            remedy="give a wheel built for this base, or name a base that fits with "
-            "--base REF@sha256:... and --python",
+            got=f"one for Python {needs}, {fork.machine or 'any machine'}, glibc "
+            f"{source.glibc or 'any'} or newer, tagged "
+            + "-".join(source.name.removesuffix(".whl").rsplit("-", 3)[1:]),
+            remedy=f"name a base that fits with --base REF@sha256:... --python "
+            f"{source.python or python}: an image with that Python, its headers, gcc and glibc "
+            f"{source.glibc or glibc} or newer{such}; or give a wheel that was built for this base",
         )
+    if not certain and _numbers(source.glibc) > _numbers(glibc):
+        return (
+            f"{source.name} needs glibc {source.glibc}; whether the base image has it is found "
+            "out before anything is downloaded for the build",
+        )
+    return ()
 
 
 def _with_fork(
@@ -199,12 +281,18 @@ def _with_fork(
             expected=line.experimental,
             remedy="ask for --triton stock, or for a CUDA 12 line",
         )
-    if request.fork:
-        fork = Package("triton", request.fork.version, request.fork.file, "wheel")
+    if fork := request.fork:
+        own = (
+            Package("triton", fork.version, fork.file, "wheel"),
+            Package("triton-dist", fork.version, fork.alias, "wheel"),
+        )
     else:
         version = f"{pinned.base_version}+dist.{pinned.commit[:8]}"
-        fork = Package("triton", version, None, "commit")
-    return (*(p for p in stock if p.name != "triton"), fork)
+        own = (
+            Package("triton", version, None, "commit"),
+            Package("triton-dist", version, None, "commit"),
+        )
+    return (*(p for p in stock if p.name != "triton"), *own)
 
 
 def _check_missing(

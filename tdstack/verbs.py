@@ -8,18 +8,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from tdstack.baseimage import probe_base
 from tdstack.build import Builder, present_layers
 from tdstack.console import emit_json, megabytes, say, table, warn
 from tdstack.engines.base import Engine, RunRequest
 from tdstack.engines.choose import choose_engine
 from tdstack.errors import CheckFailed, HostError, IntegrityError, UsageError
+from tdstack.fork.commit import build_from_commit
 from tdstack.lock.io import load_lock, write_lock
 from tdstack.lock.update import PARTS, check_lock, update_lock
 from tdstack.plan import PREFIX, Plan
 from tdstack.report import BuildReport
 from tdstack.stack import Request
-from tdstack.triton_distributed import build_from_commit
-from tdstack.workspace import Workspace
+from tdstack.workspace import ForkSource, Workspace
 
 
 def lock(workspace: Workspace, *, upgrade: bool, only: str, check: bool, dry: bool) -> None:
@@ -42,9 +43,11 @@ def lock(workspace: Workspace, *, upgrade: bool, only: str, check: bool, dry: bo
         say("versions.lock is up to date")
 
 
-def plan(workspace: Workspace, request: Request, *, wheel: str, engine: str, as_json: bool) -> Plan:
+def plan(
+    workspace: Workspace, request: Request, *, source: ForkSource, engine: str, as_json: bool
+) -> Plan:
     """Show what a build would do and where each layer would come from."""
-    made = workspace.plan(request, wheel)
+    made = workspace.plan(request, source)
     origin = _origins(made, engine)
     if as_json:
         data = made.as_dict()
@@ -75,9 +78,11 @@ def plan(workspace: Workspace, request: Request, *, wheel: str, engine: str, as_
     return made
 
 
-def fetch(workspace: Workspace, request: Request, *, wheel: str, as_json: bool, dry: bool) -> None:
+def fetch(
+    workspace: Workspace, request: Request, *, source: ForkSource, as_json: bool, dry: bool
+) -> None:
     """Bring every file of the plan into the store."""
-    made = acquired(workspace, request, wheel, dry=dry)
+    made = acquired(workspace, request, source, dry=dry)
     files = made.files
     if dry:
         absent = [f for f in files if not workspace.store.has(f)]
@@ -105,7 +110,7 @@ def build(
     workspace: Workspace,
     request: Request,
     *,
-    wheel: str,
+    source: ForkSource,
     engine: str,
     output: str,
     as_json: bool,
@@ -113,14 +118,14 @@ def build(
 ) -> BuildReport | None:
     """Build the image; return the report, or None for a dry run."""
     if dry:
-        plan(workspace, request, wheel=wheel, engine=engine, as_json=as_json)
+        plan(workspace, request, source=source, engine=engine, as_json=as_json)
         return None
     if output and not Path(output).absolute().parent.is_dir():
         raise UsageError("no such folder", where=f"--output {output}")
     choice = choose_engine(engine)
     say(f"engine: {choice.reason}")
-    request = pinned_base(choice.engine, request)
-    made = acquired(workspace, request, wheel, dry=False)
+    request = pinned_base(choice.engine, workspace, request, source)
+    made = acquired(workspace, request, source, dry=False)
     _warn_of(made)
     builder = Builder(made, choice.engine, workspace.store, workspace.root, say)
     report = builder.build(
@@ -158,27 +163,31 @@ def verify_image(engine: Engine, ref: str) -> list[Mapping[str, object]]:
     return findings
 
 
-def acquired(workspace: Workspace, request: Request, wheel: str, *, dry: bool) -> Plan:
+def acquired(workspace: Workspace, request: Request, source: ForkSource, *, dry: bool) -> Plan:
     """Return a plan whose every file is known, building Triton-distributed if need be."""
-    made = workspace.plan(request, wheel)
+    made = workspace.plan(request, source)
     if all(p.file for p in made.stack.all_packages()) or dry:
         return made
     pinned = load_lock(workspace.root)[0].triton_distributed
     say(f"Triton-distributed: no wheel given, building {pinned.repository} at {pinned.commit[:12]}")
-    build_from_commit(pinned, workspace.store)
-    return workspace.plan(request, wheel)
+    build_from_commit(pinned, workspace.store, made.stack.python)
+    return workspace.plan(request, source)
 
 
-def pinned_base(engine: Engine, request: Request) -> Request:
-    """Bring a base image into the engine and return the request with its digest."""
+def pinned_base(
+    engine: Engine, workspace: Workspace, request: Request, source: ForkSource
+) -> Request:
+    """Bring a base image into the engine; return the request with its digest and its facts."""
     if request.base == "rootfs":
         return request
-    if "@sha256:" in request.base and engine.image(request.base):
-        return request
-    pinned = engine.pull(request.base)
-    if pinned != request.base:
-        say(f"base: {request.base} is {pinned}; name it so to build the same again")
-    return replace(request, base=pinned)
+    # A plan of what is known so far: a wheel or a Python that cannot fit ends the verb here.
+    python = workspace.plan(request, source).stack.python
+    if not ("@sha256:" in request.base and engine.image(request.base)):
+        pinned = engine.pull(request.base)
+        if pinned != request.base:
+            say(f"base: {request.base} is {pinned}; name it so to build the same again")
+        request = replace(request, base=pinned)
+    return replace(request, base_facts=probe_base(engine, request.base, python))
 
 
 def show_report(report: BuildReport) -> None:

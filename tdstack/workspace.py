@@ -9,18 +9,30 @@ from typing import TYPE_CHECKING
 
 from tdstack.console import FetchProgress, megabytes, say
 from tdstack.errors import IntegrityError, UsageError
+from tdstack.fork.acquire import fork_wheel, take_wheel
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import LockedDeb, LockedFile
 from tdstack.pipconf import pip_config
 from tdstack.plan import Plan, make_plan
 from tdstack.stack import ForkWheel, Request, make_stack
-from tdstack.triton_distributed import fork_wheel, take_wheel
 from tdstack.wheelhouse.store import Store, default_cache
 
 if TYPE_CHECKING:
     from tdstack.wheelhouse.fetch import Fetched
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class ForkSource:
+    """Where Triton-distributed is to come from.
+
+    `wheel` is a path or URL#sha256=HEX, empty to look around; `incomplete` takes a wheel that
+    lacks packages of its own.
+    """
+
+    wheel: str = ""
+    incomplete: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,18 +51,29 @@ class Workspace:
             raise UsageError("no such file or folder", where=f"--wheelhouse {wheelhouse}")
         return Workspace(root, Store(default_cache()), folders)
 
-    def plan(self, request: Request, wheel: str = "") -> Plan:
-        """Make the plan. `wheel` is a Triton-distributed wheel: a path, or URL#sha256=HEX.
+    def plan(self, request: Request, source: ForkSource = ForkSource()) -> Plan:
+        """Make the plan.
 
         Raises: UsageError, IntegrityError as lock, stack, plan and wheel do.
         """
-        lock, _ = load_lock(self.root)
+        lock = load_lock(self.root)[0]
         fork: ForkWheel | None = None
-        if wheel:
-            fork = take_wheel(wheel, self.store)
-        elif request.triton == "distributed":
-            fork = fork_wheel(lock.triton_distributed, self.folders, self.store)
+        if source.wheel or request.triton == "distributed":
+            own = [r.python for p, r in lock.rootfs.items() if p == request.platform]
+            python = request.python or (own[0] if own and request.base == "rootfs" else None)
+            fork = self.fork(source, python)
         return make_plan(make_stack(lock, replace(request, fork=fork)), self.root)
+
+    def fork(self, source: ForkSource, python: str | None) -> ForkWheel | None:
+        """Return Triton-distributed for Python `python`, if it is named or there already.
+
+        Raises: UsageError, IntegrityError, UpstreamError as take_wheel and fork_wheel do.
+        """
+        pinned = load_lock(self.root)[0].triton_distributed
+        options = {"incomplete": source.incomplete}
+        if source.wheel:
+            return take_wheel(source.wheel, self.store, pinned, **options)
+        return fork_wheel(pinned, self.folders, self.store, python=python, **options)
 
     def fetch(self, files: Iterable[LockedFile]) -> Fetched:
         """Bring files into the store, with progress."""

@@ -75,7 +75,9 @@ class AskedTritonDistributed(_Strict):
     """Where Triton-distributed comes from when no wheel is given."""
 
     repository: str
+    subdirectory: str = ""
     commit: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+    submodule: str = ""
     submodule_commit: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
     base_version: str
     sets: list[str]

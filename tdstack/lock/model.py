@@ -103,15 +103,31 @@ class LockedRootfs(_Frozen):
     made_with: dict[str, str]
 
 
+class LockedForkWheel(LockedWheel):
+    """A wheel of Triton-distributed as it was built, with what it needs of its base.
+
+    `python` and `glibc` are read from its library, empty where that does not tell.
+    """
+
+    python: str = ""
+    glibc: str = ""
+    commit: str = ""
+
+
 class LockedTritonDistributed(_Frozen):
-    """The pinned source of Triton-distributed, and the wheels recorded on first sight."""
+    """The pinned source of Triton-distributed, and the wheels recorded on first sight.
+
+    `subdirectory` holds setup.py; `submodule` is the path of the fork of Triton itself.
+    """
 
     repository: str
+    subdirectory: str = ""
     commit: str
+    submodule: str = ""
     submodule_commit: str
     base_version: str
     sets: list[str]
-    wheels: list[LockedFile]
+    wheels: list[LockedForkWheel]
 
 
 class Lock(_Frozen):

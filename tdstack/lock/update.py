@@ -14,6 +14,7 @@ from tdstack.lock.model import (
     Lock,
     LockedDeb,
     LockedFile,
+    LockedForkWheel,
     LockedRootfs,
     LockedTritonDistributed,
     Platform,
@@ -95,7 +96,7 @@ def update_lock(
 
 
 def _triton_distributed(asked: Asked, old: Lock | None) -> LockedTritonDistributed:
-    wheels: list[LockedFile] = old.triton_distributed.wheels if old else []
+    wheels: list[LockedForkWheel] = old.triton_distributed.wheels if old else []
     return LockedTritonDistributed(**asked.triton_distributed.model_dump(), wheels=wheels)
 
 

@@ -1,0 +1,1 @@
+"""Triton-distributed: acquired, inspected, relabelled as `triton`, installed in stock's place."""

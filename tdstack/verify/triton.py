@@ -1,0 +1,135 @@
+"""Which Triton an environment has, why that is right or wrong, and what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .constraints import check_constraints
+from .environment import Environment
+from .finding import Finding, failed, passed
+from .fork import LABEL
+from .installed import Distribution
+from .judge import Judgement, Problem, Verdict, judge, shadows
+from .ownership import SiteState, look
+from .repair import foreign, mendable_alone
+from .swap import pending
+
+WHERE = """
+import importlib.util
+spec = importlib.util.find_spec("triton")
+print("" if spec is None else spec.origin or list(spec.submodule_search_locations)[0])
+"""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """An environment's Triton: the folder that counts, its judgement, and what was expected."""
+
+    environment: Environment
+    state: SiteState
+    others: tuple[SiteState, ...]
+    judgement: Judgement
+    expected: str
+    origin: str
+
+    @property
+    def right(self) -> bool:
+        """Return whether it is what was expected, and will stay."""
+        return self.judgement.verdict.value == self.expected and not self.strays
+
+    @property
+    def strays(self) -> tuple[Problem, ...]:
+        """Return what lies outside the folder that counts."""
+        problems = [
+            Problem(f"another Triton lies in {s.site}, which some imports may reach")
+            for s in self.others
+            if s.importable or s.claims
+        ]
+        if self.origin and not _within(Path(self.origin), self.state.site):
+            problems.append(
+                Problem(f"import triton reaches {self.origin}, not the Triton of {self.state.site}")
+            )
+        return tuple(problems)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Return everything that is wrong, the judgement's reasons first."""
+        return (*self.judgement.problems, *self.strays)
+
+
+def diagnose(
+    environment: Environment, expected: str = "", installed: Sequence[Distribution] | None = None
+) -> Diagnosis:
+    """Look at the Triton of an environment. Imports nothing of it.
+
+    `expected` is distributed or stock; empty: distributed if there is any trace of it.
+    """
+    states = [look(s, _of(s, installed)) for s in environment.sites]
+    state = shadows(states) or states[0]
+    judgement = judge(state)
+    return Diagnosis(
+        environment,
+        state,
+        tuple(s for s in states if s is not state and not s.empty),
+        judgement,
+        expected or _meant(states, environment),
+        environment.run(WHERE).out.strip(),
+    )
+
+
+def check_triton(diagnosis: Diagnosis) -> Iterator[Finding]:
+    """One finding with the verdict, and one for each thing that is wrong."""
+    judgement, expected = diagnosis.judgement, diagnosis.expected
+    remedy = remedy_of(diagnosis)
+    if pending(diagnosis.state.site):
+        text = "an install was interrupted; its journal is there"
+        yield failed("triton swap", text, "tdstack-verify --fix puts the old state back")
+    if diagnosis.right:
+        owner = judgement.keeper.owner.label if judgement.keeper else ""
+        yield passed("triton", f"{judgement.verdict}: {owner} owns every file of Triton, alone")
+    else:
+        found = judgement.verdict.value
+        text = f"{found}, where {expected} is expected" if found != expected else found
+        yield failed("triton", text, remedy)
+    for problem in diagnosis.problems:
+        code = 4 if problem.damaged else 1
+        yield failed("triton files", problem.what, remedy, code, problem.symptom)
+    if judgement.verdict is Verdict.DISTRIBUTED and judgement.keeper:
+        yield from check_constraints(diagnosis.environment, judgement.keeper.owner.version)
+
+
+def remedy_of(diagnosis: Diagnosis) -> str:
+    """Return what mends the environment."""
+    refusal = foreign(diagnosis.state)
+    if refusal:
+        return refusal.remedy
+    if diagnosis.expected == "stock":
+        return (
+            "python -m pip uninstall -y triton triton_dist, remove what is left of "
+            f"{diagnosis.state.site}/triton, then python -m pip install triton"
+        )
+    if mendable_alone(diagnosis.judgement):
+        return "tdstack-verify --fix removes what does not belong there"
+    keeper = diagnosis.judgement.keeper
+    if keeper and diagnosis.judgement.library == "distributed":
+        return "tdstack-verify --fix puts the same files in under the name `triton`"
+    return "tdstack-verify --fix --wheel FILE puts Triton-distributed back, alone"
+
+
+def _of(site: Path, installed: Sequence[Distribution] | None) -> list[Distribution] | None:
+    return None if installed is None else [d for d in installed if d.info.parent == site]
+
+
+def _meant(states: Sequence[SiteState], environment: Environment) -> str:
+    marks = (environment.prefix / "share/tdstack/constraints.txt").exists()
+    for state in states:
+        forked = any(d.name == "triton-dist" or LABEL in d.version for d in state.related)
+        if marks or forked or state.library == "distributed" or "triton_dist" in state.folders:
+            return "distributed"
+    return "stock"
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return folder in path.parents
