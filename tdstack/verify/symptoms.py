@@ -26,8 +26,8 @@ SYMPTOMS = (
         "install Triton-distributed last, under the name triton",
     ),
     Symptom(
-        r"module '?triton'? has no attribute|unknown location\)|"
-        r"cannot import name '\w+' from 'triton' \(unknown",
+        r"(?<!partially initialized )module '?triton'? has no attribute '?(jit|compile|language|"
+        r"runtime|cdiv|Config|__version__)\b|cannot import name '\w+' from 'triton' \(unknown",
         "module triton has no attribute jit",
         "files left over from an uninstall keep triton as an empty package",
         "remove site-packages/triton and install Triton again",
@@ -71,7 +71,7 @@ SYMPTOMS = (
         "install the pinned set of cuda-core, cuda-python and cuda-bindings",
     ),
     Symptom(
-        r"No such file or directory:.*libnvshmem_device\.bc|libnvshmem_device\.bc.*not found",
+        r"(FileNotFoundError|No such file or directory): .*libnvshmem_device\.bc",
         "FileNotFoundError: libnvshmem_device.bc",
         "NVSHMEM 3.7 and newer have one such file for each architecture",
         "nvidia-nvshmem 3.6.5 or older",
