@@ -272,12 +272,16 @@ def test_the_kernels_compile_under_it_to_the_same_bytes(
 
 @needs_triton
 @needs_torch
-def test_what_triton_dist_asks_at_import_is_answered(fork: Environment, tmp_path: Path) -> None:
+def test_what_triton_dist_asks_at_import_is_answered(fork: Environment) -> None:
     plain = run(fork, "-c", "import triton_dist", launcher=False)
     assert last_line(plain) == "Exception: either CUDA or HIP platform is supported"
-    code = "import triton_dist as t; print(t.NAME, t.PROCESSORS, t.HOPPER)"
+    code = (
+        "import triton, triton_dist as t; print(t.NAME, t.PROCESSORS, t.HOPPER);"
+        "d = triton.runtime.driver.active;"
+        "print(d.get_active_torch_device(), d.get_device_interface().__name__)"
+    )
     done = run(fork, "-c", code)
-    assert done.stdout == "NVIDIA GPU-less stub (sm_90) 132 True\n", done.stderr
+    assert done.stdout == "NVIDIA GPU-less stub (sm_90) 132 True\ncuda:0 torch.cuda\n", done.stderr
     assert done.stderr == f"{NOTE}\n"
 
 
@@ -298,14 +302,21 @@ def test_torch_with_a_gpu_is_left_alone(bare: Environment, tmp_path: Path) -> No
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch/__init__.py").write_text("from . import cuda\n")
     (tmp_path / "torch/cuda.py").write_text(
-        "def is_available(): return AVAILABLE\ndef get_device_name(device=None): return 'real'\n"
+        "def is_available(): return AVAILABLE\n"
+        "def get_device_name(device=None): return 'real'\n"
+        "def get_device_capability(device=None): return 'real'\n"
     )
-    code = "import torch; print(torch.cuda.get_device_name())"
-    for available, name in [("True", "real"), ("False", "NVIDIA GPU-less stub (sm_90)")]:
+    code = (
+        "from importlib.util import find_spec as find;"
+        "print(find('torch').loader.get_source('torch'));"
+        "import torch.cuda as c; print(c.get_device_name(), c.get_device_capability())"
+    )
+    shown = {"True": "real real", "False": "NVIDIA GPU-less stub (sm_90) (9, 0)"}
+    for available, answers in shown.items():
         with (tmp_path / "torch/cuda.py").open("a") as stream:
             stream.write(f"AVAILABLE = {available}\n")
         done = run(bare, "-c", code, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
-        assert done.stdout == f"{name}\n", done.stderr
+        assert done.stdout == f"from . import cuda\n\n{answers}\n", done.stderr
 
 
 def test_nvidia_smi_is_put_last_and_only_fails(bare: Environment, scratch: Path) -> None:
@@ -388,7 +399,7 @@ def test_a_driver_with_a_device_is_never_shadowed(
         assert (done.stdout, done.stderr) == ("True PatchingFinder\n", f"{NOTE}\n")
 
 
-def test_a_driver_that_crashes_is_not_usable(bare: Environment, tmp_path: Path) -> None:
+def test_a_driver_that_cannot_be_loaded_is_not_usable(bare: Environment, tmp_path: Path) -> None:
     (tmp_path / "libcuda.so.1").write_text("not a library")
     done = run(bare, "-c", REPLACED, LD_LIBRARY_PATH=str(tmp_path))
     assert done.stdout == "True PatchingFinder\n"
@@ -432,8 +443,9 @@ def test_a_program_sees_what_python_would_show_it(
     done = run(bare, *words, *arguments, PYTHONDONTWRITEBYTECODE="1")
     assert plain.returncode == 0, plain.stderr
     assert done.stdout == plain.stdout, done.stderr
-    safe = run(bare, *words, PYTHONSAFEPATH="1", PYTHONPATH=str(tmp_path))
-    assert safe.returncode == 0, safe.stderr
+    safe = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    plain = run(bare, *words, launcher=False, **safe)
+    assert run(bare, *words, launcher=True, **safe).stdout == plain.stdout
 
 
 @pytest.mark.parametrize(

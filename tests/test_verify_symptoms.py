@@ -6,7 +6,7 @@ import pytest
 
 from tdstack.verify.symptoms import SYMPTOMS, Symptom, explain
 
-# As the programs print them.
+# As the programs print them, or nearly so.
 MESSAGES = {
     "ModuleNotFoundError: No module named 'triton._C.libtriton.distributed'; "
     "'triton._C.libtriton' is not a package": "No module named triton._C.libtriton.distributed",
@@ -48,7 +48,23 @@ MESSAGES = {
     "OSError: [Errno 28] No space left on device: '/dev/shm/nvshmem-1'": (
         "No space left, or bus error, on /dev/shm"
     ),
+    "mem.cpp:12: NVSHMEM device library version 3.4 does not match the host library version 3.6": (
+        "device library version does not match host library"
+    ),
+    "uid_bootstrap.cpp:30: No socket interface found": "No socket interface found",
+    "cuMemMap failed: CUDA_ERROR_INVALID_VALUE": "cuMemMap failed, multicast mapping failed",
+    "CUDA error: operation not permitted when stream is capturing": (
+        "operation not permitted when stream is capturing"
+    ),
+    "init.cu:900: Unable to access device state. 13": "Unable to access device state. 13",
+    "RuntimeError: Triton only support CUDA 10.0 or higher, but got CUDA version: 13.0": (
+        "Triton only support CUDA 10.0 or higher, but got CUDA version: 13.0"
+    ),
 }
+
+
+def test_every_row_has_a_message_here() -> None:
+    assert set(MESSAGES.values()) == {symptom.symptom for symptom in SYMPTOMS}
 
 
 @pytest.mark.parametrize(("message", "symptom"), MESSAGES.items())

@@ -309,9 +309,10 @@ class Program:
             exec(compile(self.what, "<string>", "exec"), main_module.__dict__)
 
     def _replace_own_folder(self) -> None:
-        # Python put this file's folder first on the path: its modules would hide the program's.
+        # Python put this file's folder first on the path, except with -P: its modules would hide
+        # the program's.
         own = os.path.dirname(os.path.realpath(__file__))
-        if sys.path and os.path.realpath(sys.path[0]) == own and not sys.flags.safe_path:
+        if sys.path and os.path.realpath(sys.path[0]) == own:
             file = os.path.dirname(os.path.realpath(self.what))
             sys.path[0] = {"-m": os.getcwd(), "-c": "", "file": file}[self.kind]
 
