@@ -10,9 +10,11 @@ from tdstack.engines.base import Engine, RunRequest
 from tdstack.engines.choose import choose_engine
 from tdstack.errors import CheckFailed
 from tdstack.plan import PREFIX
-from tdstack.stack import Request
+from tdstack.stack import Flavour, Request
 from tdstack.verbs import build, fetch, plan, verify_image
 from tdstack.workspace import ForkSource, Workspace
+
+GPULESS = "lib/tdstack_verify/gpuless.py"
 
 
 def quickstart(
@@ -40,7 +42,7 @@ def quickstart(
     assert report is not None
     chosen = choose_engine(engine).engine
     with watch.step("compile"):
-        cubins = compile_one(chosen, report.ref, list(made.stack.line.archs))
+        cubins = compile_one(chosen, report.ref, list(made.stack.line.archs), made.stack.flavour)
     with watch.step("verify"):
         findings = verify_image(chosen, report.ref)
     summary: dict[str, object] = {
@@ -68,13 +70,18 @@ def quickstart(
     return summary
 
 
-def compile_one(engine: Engine, ref: str, archs: list[str]) -> list[dict[str, Any]]:
+def compile_one(
+    engine: Engine, ref: str, archs: list[str], flavour: Flavour
+) -> list[dict[str, Any]]:
     """Compile one kernel variant for every arch of the line inside the image.
 
     Raises: CheckFailed with the compiler's words.
     """
     archs_given = [word for arch in archs for word in ("--arch", arch)]
-    command = [f"/{PREFIX}/bin/python", "-m", "gemm_allreduce.compile", "--quick", "--json"]
+    # Triton-distributed cannot be imported without a GPU, or what stands in for one.
+    launcher = [f"/{PREFIX}/{GPULESS}"] if flavour == "distributed" else []
+    command = [f"/{PREFIX}/bin/python", *launcher, "-m", "gemm_allreduce.compile"]
+    command += ["--quick", "--json"]
     done = engine.run(
         RunRequest(ref, [*command, "--out", "/tmp/cubins", *archs_given], user="12345:0")
     )

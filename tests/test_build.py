@@ -125,7 +125,7 @@ def test_triton_can_still_compile_its_launcher(built: Built) -> None:
 
 
 def test_a_kernel_compiles_inside_with_the_lines_own_ptxas(built: Built) -> None:
-    cubins = compile_one(built.engine, built.ref, ["sm_80", "sm_90"])
+    cubins = compile_one(built.engine, built.ref, ["sm_80", "sm_90"], "stock")
     assert [c["arch"] for c in cubins] == ["sm_80", "sm_90"]
     assert {c["ptxas"] for c in cubins} == {"12.4.131"}
 

@@ -1,0 +1,50 @@
+"""Can an environment's interpreter import what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from . import gpuless as stub
+from .environment import Answer, Environment, ask
+from .finding import DOCS, Finding, failed, passed
+from .symptoms import explain
+
+DONE = "imported"
+# Importing what is left of an uninstalled package succeeds: it has a folder, but no contents.
+MEMBERS = {"triton": "jit"}
+
+
+def check_imports(
+    environment: Environment, modules: Iterable[str], gpuless: bool, launcher: Path
+) -> Iterator[Finding]:
+    """Import each module in a process of its own; yield one finding for each.
+
+    With `gpuless`, through the launcher gpuless.py at `launcher`: on a host without a GPU its
+    stub answers what the module asks at import, on any other host it changes nothing.
+    """
+    for module in modules:
+        code = f"import {module}\n"
+        if module in MEMBERS:
+            code += f"{module}.{MEMBERS[module]}\n"
+        code += f"print('\\n{DONE}')"
+        if gpuless:
+            answer = ask([str(environment.python), str(launcher), "-c", code])
+        else:
+            answer = environment.run(code)
+        yield _finding(f"import {module}", answer)
+
+
+def _finding(check: str, answer: Answer) -> Finding:
+    # A module that ends the process with status 0 was not imported.
+    if answer.status == 0 and answer.out.splitlines()[-1:] == [DONE]:
+        return passed(check, DONE)
+    own = stub.NOTE.split("{", maxsplit=1)[0]
+    lines = [line for line in answer.err.splitlines() if not line.startswith(own)]
+    answer = replace(answer, err="\n".join(lines))
+    # The last line is the error itself; it can follow from one that is told of above it.
+    known = explain(answer.last_line) or explain(answer.err)
+    if known is None:
+        return failed(check, answer.last_line, f"see {DOCS}")
+    return failed(check, f"{answer.last_line} ({known.cause})", known.remedy, symptom=known.symptom)
