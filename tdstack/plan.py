@@ -114,7 +114,7 @@ def make_plan(stack: Stack, root: Path) -> Plan:
         if texts:
             env["UV_CONSTRAINT"] = str(constraints_path(Path(f"/{PREFIX}")))
         parent = layers[-1].key if layers else None
-        sources = [root / "images" / name, *(root / c.source for c in recipe.copies)]
+        sources = [root / "images" / name, *(root / t.source for t in recipe.tree)]
         if name == "kernels":
             sources.append(root / "kernels")
         question: dict[str, object] = {
@@ -166,9 +166,10 @@ def _held_triton(stack: Stack) -> dict[str, str]:
 
 def slice_of(stack: Stack) -> dict[str, object]:
     """Return the part of the lock that this stack uses: what the image says of itself."""
-    rootfs = stack.rootfs
+    rootfs, fork = stack.rootfs, stack.fork
     return {
         "schema": 1,
+        **({"fork": {**fork.source.model_dump(), "complete": fork.complete}} if fork else {}),
         "cuda": stack.cuda,
         "triton": stack.flavour,
         "torch": stack.torch,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tdstack.errors import UsageError
 from tdstack.lock.model import LayerName, entry_errors
@@ -44,7 +44,7 @@ class Folder(_Strict):
     mode: int
 
 
-class Copy(_Strict):
+class Tree(_Strict):
     """Python files of the checkout that go into the image; `source` is their folder."""
 
     source: str
@@ -60,7 +60,7 @@ class Recipe(_Strict):
     drop: tuple[Drop, ...] = ()
     link: tuple[Link, ...] = ()
     folder: tuple[Folder, ...] = ()
-    copies: tuple[Copy, ...] = Field((), alias="copy")
+    tree: tuple[Tree, ...] = ()
 
     def drops(self, path: str) -> bool:
         """Return whether the file at `path` (below site-packages) is left out."""

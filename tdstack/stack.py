@@ -49,7 +49,8 @@ KNOWN_BASES = {
 class ForkWheel:
     """Triton-distributed as it is installed: `file` is named `triton`, with a local version.
 
-    `alias` is metadata under the name `triton-dist`; `source` is the wheel as it was built.
+    `alias` is metadata under the name `triton-dist`; `source` is the wheel as it was built, and
+    `complete` says whether it has every package that its own code imports.
     """
 
     file: LockedFile
@@ -57,6 +58,7 @@ class ForkWheel:
     alias: LockedFile
     source: LockedForkWheel
     machine: str = ""
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Stack:
     base: str
     rootfs: LockedRootfs | None
     packages: dict[LayerName, tuple[Package, ...]]
+    fork: ForkWheel | None = None
     interpreter: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -179,6 +182,7 @@ def make_stack(lock: Lock, request: Request) -> Stack:
         request.base,
         rootfs,
         packages,
+        fork,
         f"/usr/bin/python{python}" if rootfs else interpreter,
         notes,
     )

@@ -24,7 +24,7 @@ from tdstack.quickstart import compile_one
 from tdstack.stack import Request
 from tdstack.verbs import build as build_verb
 from tdstack.verbs import verify_image
-from tdstack.workspace import Workspace
+from tdstack.workspace import ForkSource, Workspace
 from tests.engine_stores import buildah_store, docker_daemon
 
 pytestmark = pytest.mark.engine
@@ -142,14 +142,14 @@ def test_touching_a_kernel_builds_the_kernels_layer_alone(
     built: Built, root: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "checkout"
-    for name in ("images", "kernels"):
+    for name in ("images", "kernels", "tdstack/verify"):
         shutil.copytree(root / name, copy / name)
     shutil.copy(root / "versions.lock", copy)
     source = copy / "kernels/src/gemm_allreduce/variants.py"
     source.write_text(source.read_text() + "\n# touched\n")
     workspace = Workspace(copy, Workspace.here().store)
     report = build_verb(
-        workspace, SLIM, wheel="", engine=built.name, output="", as_json=False, dry=False
+        workspace, SLIM, source=ForkSource(), engine=built.name, output="", as_json=False, dry=False
     )
     assert report is not None
     assert {x.name for x in report.layers if x.source == "built"} == {"kernels"}

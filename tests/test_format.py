@@ -17,6 +17,7 @@ from tdstack.errors import ExitCode
 from tdstack.lock.model import Lock
 from tdstack.plan import FORMAT, PREFIX
 from tdstack.stack import Request, make_stack
+from tests.triton_wheels import a_fork
 
 SITE = f"{PREFIX}/lib/python3.11/site-packages"
 # The digest that this format gives for the wheel below. A build reuses every layer whose key
@@ -52,11 +53,7 @@ def test_the_bytes_of_this_format_have_not_moved(tmp_path: Path) -> None:
 
 
 def test_arm64_says_that_its_torch_is_a_cpu_build(lock: Lock) -> None:
-    from tdstack.lock.model import LockedFile
-    from tdstack.stack import ForkWheel
-
-    name = "triton-3.4.0+dist.00000000-cp312-cp312-linux_aarch64.whl"
-    fork = ForkWheel(LockedFile(name=name, sha256="0" * 64, size=1), "3.4.0+dist.00000000")
+    fork = a_fork("cp312-cp312-linux_aarch64")
     base = "example.org/base@sha256:" + "0" * 64
     stack = make_stack(lock, Request(platform="linux/arm64", base=base, python="3.12", fork=fork))
     assert any("CPU build" in note for note in stack.notes)

@@ -21,11 +21,11 @@ from tdstack.stack import (
     GLIBC_OF_OTHER_BASES,
     LAYER_ORDER,
     TORCH_VARIANTS,
-    ForkWheel,
     Request,
     best_wheel,
     make_stack,
 )
+from tests.triton_wheels import a_fork
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -328,7 +328,7 @@ def test_arm64_on_the_rootfs_is_refused_naming_the_platforms_that_have_one() -> 
 
 
 def test_arm64_with_the_fork_is_a_stack_of_arm_wheels() -> None:
-    fork = _fork("cp312-cp312-linux_aarch64")
+    fork = a_fork("cp312-cp312-linux_aarch64")
     request = Request(platform="linux/arm64", base=OTHER_BASE, fork=fork)
     names = [p.file.name for p in make_stack(LOCK, request).all_packages() if p.file]
     assert not [name for name in names if "x86_64" in name]
@@ -371,11 +371,6 @@ def test_a_python_that_the_lock_lacks_is_refused_naming_those_it_holds() -> None
     assert "--python 3.12 --platform linux/amd64" in error.expected
 
 
-def _fork(tag: str, version: str = "3.4.0+dist.0a") -> ForkWheel:
-    file = LockedFile(name=f"triton-{version}-{tag}.whl", sha256="0" * 64, size=1)
-    return ForkWheel(file, version)
-
-
 @pytest.mark.parametrize(
     "tag",
     [
@@ -387,14 +382,16 @@ def _fork(tag: str, version: str = "3.4.0+dist.0a") -> ForkWheel:
 )
 def test_a_fork_wheel_for_another_target_is_refused(tag: str) -> None:
     with pytest.raises(IntegrityError) as caught:
-        make_stack(LOCK, Request(fork=_fork(tag)))
+        make_stack(LOCK, Request(fork=a_fork(tag)))
     assert "Python 3.11, linux/amd64, glibc 2.36" in caught.value.expected
     assert tag.split("-")[0] in caught.value.what
+    assert tag in caught.value.got
+    assert f"--python 3.{tag[3:5]}" in caught.value.remedy
 
 
 def test_a_fork_of_another_triton_is_refused() -> None:
     with pytest.raises(IntegrityError) as caught:
-        make_stack(LOCK, Request(fork=_fork("cp311-cp311-linux_x86_64", "3.3.0+dist.0a")))
+        make_stack(LOCK, Request(fork=a_fork("cp311-cp311-linux_x86_64", "3.3.0+dist.0a")))
     assert (caught.value.expected, caught.value.got) == ("3.4.0", "3.3.0+dist.0a")
 
 

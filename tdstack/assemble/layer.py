@@ -95,15 +95,15 @@ def write_part(job: PartJob) -> Blob:
 
 
 def recipe_entries(layer: Layer, root: Path) -> list[Entry]:
-    """Return the folders, links, copies, texts and rootfs/ files of a layer."""
+    """Return the folders, links, trees, texts and rootfs/ files of a layer."""
     entries = [Entry(f.path, "folder", f.mode) for f in layer.recipe.folder]
     entries += [Entry(x.path, "link", 0o777, target=x.target) for x in layer.recipe.link]
     trees = [(root / "images" / layer.name / "rootfs", "")]
-    trees += [(root / copy.source, f"{copy.path}/") for copy in layer.recipe.copies]
-    for tree, place in trees:
-        for path in source_files(tree) if tree.is_dir() else []:
+    trees += [(root / tree.source, f"{tree.path}/") for tree in layer.recipe.tree]
+    for folder, place in trees:
+        for path in source_files(folder) if folder.is_dir() else []:
             mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-            entries.append(from_file(f"{place}{path.relative_to(tree)}", path, mode))
+            entries.append(from_file(f"{place}{path.relative_to(folder)}", path, mode))
     entries += [from_bytes(path, text.encode()) for path, text in layer.texts.items()]
     return entries
 

@@ -50,6 +50,7 @@ class _Taken(BaseModel):
             alias=self.alias,
             source=self.source,
             machine=self.machine,
+            complete=self.complete,
         )
 
 
@@ -193,7 +194,7 @@ def _keep(path: Path, inspection: Inspection, store: Store, commit: str) -> _Tak
             source=LockedForkWheel(
                 name=told["file"],
                 sha256=told["sha256"],
-                size=facts.size,
+                size=int(told["size"]),
                 commit=told.get("commit", ""),
                 python=python_of(facts),
                 glibc=facts.needs.glibc if facts.needs else "",

@@ -130,7 +130,9 @@ def _fingerprint(facts: WheelFacts) -> Iterator[Finding]:
 def _whole(facts: WheelFacts) -> Iterator[Finding]:
     again = "get the file again, and compare its sha256 with its source's"
     if facts.broken:
-        yield failed("whole", f"holds compiled files that are cut short: {_few(facts.broken)}", again, 4)
+        yield failed(
+            "whole", f"holds compiled files that are cut short: {_few(facts.broken)}", again, 4
+        )
     elif facts.mismatched:
         text = f"holds other bytes than its RECORD says: {_few(facts.mismatched)}"
         yield failed("whole", text, again, 4)

@@ -37,13 +37,13 @@ def is_labelled(facts: WheelFacts) -> bool:
 
 
 def provenance_of(facts: WheelFacts, commit: str = "") -> dict[str, str]:
-    """Return where a wheel comes from: its file name, sha256, and commit if that is known.
+    """Return where a wheel comes from: file name, sha256, size in bytes, and commit if known.
 
     `left-out` are requirements that are not carried over.
     """
     if is_labelled(facts):
         return facts.provenance
-    told = {"file": facts.file, "sha256": facts.sha256}
+    told = {"file": facts.file, "sha256": facts.sha256, "size": str(facts.size)}
     local = facts.version.partition("+git")[2]
     if commit or local:
         told["commit"] = commit or local

@@ -10,10 +10,12 @@ from pathlib import Path
 from .fork import FORK_NAME, LABEL, LIBRARY, Library
 from .ownership import Claim, SiteState, is_alias
 
+# What users of such an environment read; docs/troubleshooting.md lists the same words.
 CLOBBERED = "No module named triton._C.libtriton.distributed"
-NAMESPACE = "module 'triton' has no attribute 'jit'"
-STALE = "No module named 'triton.backends....' at import triton"
-UNSEEN = "pip check: torch requires triton, which is not installed"
+NAMESPACE = "module triton has no attribute jit"
+STALE = "No module named triton.backends.amd"
+NO_LIBRARY = "No module named triton._C.libtriton"
+UNSEEN = "torch 2.8.0 requires triton, which is not installed."
 
 
 class Verdict(StrEnum):
@@ -104,7 +106,7 @@ def _tree_problems(state: SiteState) -> list[Problem]:
             )
         )
     elif state.importable and state.library == "none":
-        problems.append(Problem(f"there is no {LIBRARY}", "No module named 'triton._C.libtriton'"))
+        problems.append(Problem(f"there is no {LIBRARY}", NO_LIBRARY))
     if state.leftovers:
         problems.append(Problem(f"no distribution owns {_shown(state, state.leftovers)}"))
     bare = [f for f in state.folders if not any((state.site / f) in p.parents for p in state.files)]

@@ -16,20 +16,24 @@ from pathlib import Path
 
 from .environment import Environment, NoEnvironmentError, find_environment
 from .finding import Finding
+from .imports import check_imports, modules_of
 from .installed import Distribution, distributions
 from .manifest import (
+    OWN,
     Manifest,
     check_files,
     check_jit,
     check_packages,
     check_pip,
     check_ptxas,
+    packages_of,
 )
 from .mend import Installer, MendError, mend
 from .swap import SwapError
 from .triton import check_triton, diagnose
 
 IMAGE = Path("/opt/tdstack")
+LAUNCHER = Path(__file__).with_name("gpuless.py")
 # Given the options --wheel and --incomplete; raises MendError when there is nothing to install.
 MakeInstaller = Callable[[str, bool], Installer]
 
@@ -85,8 +89,23 @@ def verify(options: Options, installer: Installer | None = None, *, fix: bool = 
     findings = list(_of_manifest(environment, manifest, installed, options) if manifest else ())
     findings += check_triton(diagnosis)
     if not options.quick:
+        forked = diagnosis.judgement.library == "distributed"
+        findings += check_imports(
+            environment, _modules(installed, manifest, forked), forked, LAUNCHER
+        )
         findings += check_pip(environment)
     return Report(environment, diagnosis.judgement.verdict.value, tuple(findings), mended)
+
+
+def _modules(
+    installed: tuple[Distribution, ...], manifest: Manifest | None, forked: bool
+) -> tuple[str, ...]:
+    names = {d.name for d in installed}
+    if manifest:
+        # What the manifest names must import, even if its metadata is gone.
+        names |= set(packages_of(manifest)) | OWN
+    complete = bool(((manifest or {}).get("fork") or {}).get("complete", True))
+    return modules_of(names, "torch" in names, forked, complete)
 
 
 def read_manifest(prefix: Path) -> Manifest | None:

@@ -7,12 +7,13 @@ import csv
 import functools
 import hashlib
 import io
-import itertools
 import shutil
 import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,33 +22,44 @@ import pytest
 from packaging.utils import parse_wheel_filename
 
 from tdstack.errors import IntegrityError, TdstackError, UpstreamError, UsageError
+from tdstack.fork.acquire import built_link, fork_wheel, take_file
+from tdstack.fork.acquire import take_wheel as take_wheel_of
+from tdstack.fork.commit import build_from_commit as build_commit
+from tdstack.fork.facts import read_facts
+from tdstack.fork.relabel import is_labelled, label_of, provenance_of, write_relabelled
+from tdstack.lock.io import load_lock
 from tdstack.lock.model import Lock, LockedTritonDistributed
 from tdstack.plan import make_plan
 from tdstack.stack import ForkWheel, Request, make_stack
-from tdstack.triton_distributed import (
-    FINGERPRINT,
-    LIBRARY,
-    build_from_commit,
-    fork_wheel,
-    relabel,
-    take_wheel,
-)
+from tdstack.verify.fork import LIBRARY
 from tdstack.wheelhouse.store import Store, sha256_of
+from tests.conftest import ROOT
+from tests.triton_wheels import FORK_FILES, TAG, elf, library
 
 if TYPE_CHECKING:
     from tests.conftest import IndexServer, MakeWheel
 
-TAG = "cp311-cp311-linux_x86_64"
-FORK_LIBRARY = b"\x7fELF" + bytes(3000) + b"module distributed.get_rank" + bytes(range(256)) * 20
-STOCK_LIBRARY = FORK_LIBRARY.replace(FINGERPRINT, b"distributed_get_rank")
+PINNED = load_lock(ROOT)[0].triton_distributed
+FORK_LIBRARY = library()
+STOCK_LIBRARY = library(fork=False)
 FILES: dict[str, bytes | str] = {
-    LIBRARY: FORK_LIBRARY,
-    "triton/__init__.py": "__version__ = '3.4.0'\n",
-    "triton/backends/nvidia/bin/ptxas": b"\x7fELF ptxas",
-    "triton_dist/__init__.py": "",
+    **FORK_FILES,
+    "triton/backends/nvidia/bin/ptxas": elf(),
     "triton_dist/kernels/with, a comma.py": "x = 1\n",
 }
 ENTRY_POINTS = "[triton.backends]\nnvidia = triton.backends.nvidia\n"
+
+
+def relabel(path: Path, store: Store) -> ForkWheel:
+    return take_file(path, store, PINNED)
+
+
+def take_wheel(source: str, store: Store) -> ForkWheel:
+    return take_wheel_of(source, store, PINNED)
+
+
+def build_from_commit(pinned: LockedTritonDistributed, store: Store) -> ForkWheel:
+    return build_commit(pinned, store, "3.11", lambda folder: Path(sys.executable))
 
 
 @pytest.fixture
@@ -106,7 +118,8 @@ def test_a_fork_wheel_is_relabelled_as_triton_with_its_own_hash_in_the_version(
     info = f"triton-{taken.version}.dist-info"
     headers = members[f"{info}/METADATA"].decode().partition("\n\n")[0].splitlines()
     assert headers == ["Metadata-Version: 2.1", "Name: triton", f"Version: {taken.version}"]
-    assert members[f"{info}/PROVENANCE"].decode() == f"file: {fork.name}\nsha256: {digest}\n"
+    told = f"file: {fork.name}\nsha256: {digest}\nsize: {fork.stat().st_size}\n"
+    assert members[f"{info}/PROVENANCE"].decode() == told
     assert members[f"{info}/entry_points.txt"].decode() == ENTRY_POINTS
     assert {n.split("/")[0] for n in members} == {"triton", "triton_dist", info}
 
@@ -185,16 +198,15 @@ def test_two_different_forks_get_two_versions(
 
 
 def test_a_hash_of_digits_that_begins_with_zero_keeps_its_version(
-    tmp_path: Path, store: Store, make_wheel: MakeWheel
+    fork: Path, tmp_path: Path
 ) -> None:
-    for number in itertools.count():
-        small = {LIBRARY: FINGERPRINT, "triton/n.py": b"%d" % number}
-        wheel = make_wheel(tmp_path, "triton_dist", "3.4.0", small, tag=TAG)
-        start = sha256_of(wheel)[:8]
-        if start.isdigit() and start.startswith("0"):
-            break
-    once = relabel(wheel, store)
-    assert relabel(_placed(once, store, tmp_path / "out"), store).version == once.version
+    facts = replace(read_facts(fork), sha256="01234567" + "a" * 56)
+    assert label_of(facts) == "3.4.0+dist.1234567"  # as PEP 440 writes it
+    told = provenance_of(facts)
+    once = write_relabelled(fork, facts, told, tmp_path)
+    again = read_facts(once)
+    assert (again.version, label_of(again)) == ("3.4.0+dist.1234567", "3.4.0+dist.1234567")
+    assert is_labelled(again)
 
 
 # ---------------------------------------------------------------------------- what is refused
@@ -216,8 +228,8 @@ def test_stock_triton_is_refused_whatever_it_calls_itself(
     files = {**FILES, LIBRARY: STOCK_LIBRARY}
     error = _refused(make_wheel(tmp_path, "triton", version, files, tag=TAG), store)
     assert "stock Triton" in error.what
-    assert error.where == LIBRARY
-    assert "distributed.get_rank" in error.expected
+    assert error.where == "--wheel: fingerprint"
+    assert error.expected == f"distributed.get_rank in {LIBRARY}"
     assert "--triton stock" in error.remedy
 
 
@@ -228,7 +240,7 @@ def test_the_trap_of_the_index_is_refused(
     trap = make_wheel(tmp_path, "triton_dist", "0.0.0", files)
     error = _refused(trap, store)
     assert LIBRARY in error.what
-    assert "triton-dist 0.0.0" in error.got
+    assert "triton-dist 0.0.0" in error.what
     assert "--wheel" in error.remedy
 
 
@@ -417,12 +429,19 @@ def test_a_wheelhouse_with_the_trap_of_the_index_is_refused(
         fork_wheel(lock.triton_distributed, [tmp_path / "house"], store)
 
 
-def test_a_fork_that_was_built_earlier_is_found(fork: Path, store: Store, lock: Lock) -> None:
-    built = store.root / "built" / lock.triton_distributed.commit
-    built.mkdir(parents=True)
-    (built / fork.name).write_bytes(fork.read_bytes())
-    (built / "wheel").symlink_to(fork.name)  # as build_from_commit leaves it
-    assert fork_wheel(lock.triton_distributed, [], store) == relabel(fork, store)
+def test_a_fork_that_was_built_earlier_is_found_for_its_python(
+    fork: Path, store: Store, lock: Lock
+) -> None:
+    pinned = lock.triton_distributed
+    link = built_link(pinned, store, "3.11")
+    link.parent.mkdir(parents=True)
+    (link.parent / fork.name).write_bytes(fork.read_bytes())
+    link.symlink_to(fork.name)  # as build_from_commit leaves it
+    assert fork_wheel(pinned, [], store, python="3.11") == fork_wheel(pinned, [], store)
+    found = fork_wheel(pinned, [], store)
+    assert found is not None
+    assert found.source.commit == pinned.commit
+    assert fork_wheel(pinned, [], store, python="3.12") is None
 
 
 def _no_git(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -543,15 +562,17 @@ def test_the_fork_is_the_only_triton_of_the_stack(
     stack = make_stack(lock, Request(cuda=cuda, torch=torch, fork=taken))
     tritons = [p for p in stack.all_packages() if p.name.startswith("triton")]
     assert [(p.name, p.version, p.file, p.origin) for p in tritons] == [
-        ("triton", taken.version, taken.file, "wheel")
+        ("triton", taken.version, taken.file, "wheel"),
+        ("triton-dist", taken.version, taken.alias, "wheel"),
     ]
-    assert tritons[0] in stack.packages["triton"]
+    assert set(tritons) <= set(stack.packages["triton"])
     plan = make_plan(stack, root)
     assert taken.file in plan.files
     assert plan.final.labels["io.tdstack.triton"] == "distributed"
     stock = make_stack(lock, Request(cuda=cuda, torch=torch, triton="stock"))
     others = [p for p in stock.packages["triton"] if p.name != "triton"]
-    assert [p for p in stack.packages["triton"] if p.name != "triton"] == others
+    rest = [p for p in stack.packages["triton"] if p.name not in ("triton", "triton-dist")]
+    assert rest == others
 
 
 def test_a_stack_that_has_no_fork_yet_names_the_pinned_commit(lock: Lock) -> None:
