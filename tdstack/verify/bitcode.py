@@ -102,7 +102,7 @@ def _find(module: _Module, strings: bytes) -> Record | None:
     for variable in module.variables:
         if len(variable.operands) >= 5:
             offset, size = variable.operands[:2]
-            if size == len(wanted) and strings[offset : offset + size] == wanted:
+            if strings[offset : offset + size] == wanted:
                 return variable
     return None
 

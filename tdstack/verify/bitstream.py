@@ -56,7 +56,11 @@ class Block:
 
 @dataclass
 class Bits:
-    """A place in a stream: bits from `position` up to `end`; words count from `origin`."""
+    """A place in a stream: bits from `position` up to `end`; words count from `origin`.
+
+    Whatever is read takes bits and ends at `end`, so that no count in the data, however large,
+    makes a reader go on for ever.
+    """
 
     data: Data
     origin: int
@@ -213,8 +217,6 @@ def _abbreviation(bits: Bits) -> list[Operand]:
 
 def _unabbreviated(bits: Bits) -> Record:
     code, count = bits.vbr(6), bits.vbr(6)
-    if 6 * count > bits.left:
-        raise BitcodeError("the bitcode is cut short, or damaged: a record runs past its end")
     return Record(code, [bits.vbr(6) for _ in range(count)])
 
 
@@ -227,8 +229,6 @@ def _abbreviated(bits: Bits, abbrevs: list[list[Operand]], number: int) -> Recor
     for encoding, width in operands:
         if encoding == ARRAY:
             count, element = bits.vbr(6), next(operands)
-            if count > bits.left:
-                raise BitcodeError("the bitcode is cut short, or damaged: an array past its end")
             values.extend(_scalar(bits, *element) for _ in range(count))
         elif encoding == BLOB:
             blob = _blob(bits)
