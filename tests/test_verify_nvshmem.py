@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -268,6 +268,9 @@ CASES: dict[str, Case] = {
         {"nvshmem4py-import"},
         "ValueError: new",
     ),
+    "nvshmem4py dies after its answer": Case(
+        replace(RIGHT, told=Answer(139, "3.6.5", "")), {"nvshmem4py-import"}, "exit status 139"
+    ),
     "nvshmem4py says nothing": Case(
         replace(RIGHT, told=Answer(0, "None", "")), {"nvshmem4py-import"}, "exit status 0"
     ),
@@ -435,8 +438,11 @@ class Tree:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site or self.site)
 
-    def nvshmem(self, name: str, version: str, site: Path | None = None) -> None:
-        files = {
+    def nvshmem(
+        self, name: str, version: str, site: Path | None = None, others: Sequence[str] = ()
+    ) -> None:
+        files: dict[str, bytes | str] = {
+            **dict.fromkeys(others, "something"),
             f"{FOLDER}/{HOST}": host_library(version),
             f"{FOLDER}/{DEVICE}": device_bitcode(version),
         }
@@ -471,8 +477,9 @@ def tree(tmp_path: Path, make_wheel: MakeWheel, monkeypatch: pytest.MonkeyPatch)
 def test_a_whole_set_is_found_and_passes(tree: Tree) -> None:
     tree.nvshmem("nvidia-nvshmem-cu12", "3.6.5")
     tree.nvshmem4py("nvshmem4py-cu12", loads("3.6.5"))
-    requires = "Name: torch\nVersion: 2.8.0\nRequires-Dist: nvidia-nvshmem-cu12==3.6.5\n"
-    tree.install("torch", "2.8.0", {"{info}/METADATA": requires})
+    requires = "".join(f"Requires-Dist: {r}\n" for r in ("nvidia-nvshmem-cu12==3.6.5", "sympy==1"))
+    metadata = f"Name: torch\nVersion: 2.8.0\n{requires}"
+    tree.install("torch", "2.8.0", {"{info}/METADATA": metadata})
     findings = list(check_nvshmem(tree.environment, "3.6.5", {}))
     assert [f for f in findings if not f.ok] == []
     details = {f.check: f.detail for f in findings}
@@ -484,7 +491,18 @@ def test_a_whole_set_is_found_and_passes(tree: Tree) -> None:
     assert details["nvshmem-torch"] == pinned
 
 
+def test_what_else_a_wheel_brings_may_be_gone(tree: Tree) -> None:
+    # Images drop static libraries; headers are another check's business.
+    others = ("lib/libnvshmem_device.a", "include/nvshmem.h", "examples/one.bc")
+    tree.nvshmem("nvidia-nvshmem-cu12", "3.6.5", others=[f"nvidia/nvshmem/{o}" for o in others])
+    assert tree.failing("3.6.5") == {}
+    for other in others:
+        (tree.site / "nvidia/nvshmem" / other).unlink()
+    assert tree.failing("3.6.5") == {}
+
+
 def test_nothing_is_found_in_nothing(tree: Tree) -> None:
+    assert nvshmem_facts.gather(tree.environment, {}) == Facts()
     assert tree.failing() == {}
     assert set(tree.failing("3.6.5")) == {"nvshmem"}
     tree.nvshmem4py("nvshmem4py-cu12", "")
@@ -575,6 +593,7 @@ def test_the_home_variable_brings_bitcode_and_library(tree: Tree) -> None:
     elsewhere(tree.folder / "other/lib", "3.7.0")
     failing = tree.failing(variables={"NVSHMEM_HOME": str(tree.folder / "other")})
     assert set(failing) == {"nvshmem-variables", "nvshmem-copies"}
+    assert "its bitcode says 3.7.0" in failing["nvshmem-variables"].detail
 
 
 PLACES = {
@@ -608,7 +627,7 @@ def test_a_second_library_on_the_loaders_path(tree: Tree, monkeypatch: pytest.Mo
     found = tree.failing(variables={"LD_LIBRARY_PATH": f"/gone::{folder}"})
     assert set(found) == {"nvshmem-copies"}
     monkeypatch.setattr(nvshmem_facts, "loader_cache", lambda: [folder / HOST, folder / "gone"])
-    assert set(tree.failing()) == {"nvshmem-copies"}
+    assert tree.failing()["nvshmem-copies"].detail.endswith(f"others: {folder / HOST} (3.4.5)")
 
 
 def test_the_same_library_again_is_no_second_one(tree: Tree) -> None:
