@@ -68,6 +68,17 @@ ARCHES = tuple(bitcode("3.7.0", LIB / f"libnvshmem_device_sm_{a}.bc") for a in (
 SYSTEM = Library(Path(f"/usr/lib/{HOST}"), "3.4.5", "bb")
 OTHER = Bitcode(Path(f"/opt/nvshmem/lib/{DEVICE}"), "3.4.5")
 
+LONG = """Traceback (most recent call last):
+  File "<string>", line 1, in <module>
+KeyError: 'first'
+
+During handling of the above exception, another exception occurred:
+
+cuda.pathfinder.DynamicLibNotFoundError: Failure finding "libnvshmem_host.so": none
+  listdir("/env/site/nvidia/nvshmem/lib"):
+    nvshmem_transport_ucx.so.5
+"""
+
 
 def of(findings: list[Finding], check: str) -> Finding:
     (found,) = [f for f in findings if f.check == check]
@@ -257,6 +268,18 @@ CASES: dict[str, Case] = {
         "ModuleNotFoundError: No module named 'cuda.bindings.cynvvm'",
         NO_BINDINGS,
     ),
+    "nvshmem4py beside bindings of 12.9.0": Case(
+        replace(RIGHT, told=Answer(1, "", "ImportError: No module named 'cuda.bindings.utils'")),
+        {"nvshmem4py-import"},
+        "cuda.bindings.utils",
+        NO_BINDINGS,
+    ),
+    "nvshmem4py misses the library at length": Case(
+        replace(RIGHT, told=Answer(1, "", LONG)),
+        {"nvshmem4py-import"},
+        'cuda.pathfinder.DynamicLibNotFoundError: Failure finding "libnvshmem_host.so": none',
+        NOT_LOADED,
+    ),
     "nvshmem4py beside other old bindings": Case(
         replace(RIGHT, told=Answer(1, "", "ImportError: cannot import bindings")),
         {"nvshmem4py-import"},
@@ -353,6 +376,13 @@ def test_what_is_right_passes_and_says_so(name: str) -> None:
     findings = list(judge(facts, "3.6.5"))
     assert [f for f in findings if not f.ok] == []
     assert says in of(findings, check).detail
+
+
+def test_a_library_that_is_not_there_is_no_matter_of_paths() -> None:
+    facts = replace(RIGHT, told=Answer(1, "", LONG))
+    assert "LD_LIBRARY_PATH" in of(list(judge(facts, None)), "nvshmem4py-import").remedy
+    gone = of(list(judge(replace(facts, host=None), None)), "nvshmem4py-import")
+    assert gone.remedy == "install NVSHMEM again: the library itself is not there"
 
 
 def test_the_expected_version_is_compared() -> None:

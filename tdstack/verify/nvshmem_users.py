@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from .environment import Answer
 from .finding import Finding, canonical, failed, passed
 from .nvshmem_facts import Facts, Library, Wheel
 
@@ -13,10 +14,11 @@ NOT_LOADED = "Failed to dlopen libnvshmem_host.so.3"
 NO_BINDINGS = "No module named cuda.bindings.cynvvm, cannot import bindings"
 SET = "cuda-core 1.0.1 needs cuda-bindings 12.9.1 or later"
 PATH = "install nvshmem4py 0.3, or name the folder of libnvshmem_host.so.3 in LD_LIBRARY_PATH"
-# What the last line of a traceback from nvshmem4py holds: the symptom, and what mends it.
+# What an error of nvshmem4py's import holds: the symptom, and what mends it. Which module of
+# cuda.bindings is missed depends on how old it is: utils in 12.9.0.
 IMPORT_FAILURES = (
     ("libnvshmem_host", NOT_LOADED, PATH),
-    ("cynvvm", NO_BINDINGS, SET),
+    ("No module named 'cuda.bindings", NO_BINDINGS, SET),
     ("cannot import bindings", NO_BINDINGS, SET),
 )
 
@@ -51,17 +53,22 @@ def judge_bindings(facts: Facts) -> Iterator[Finding]:
     else:
         yield passed(check, named)
     if facts.told is not None:
-        yield _told(facts.told.status, facts.told.out, facts.told.last_line, facts.host)
+        yield _told(facts.told, facts.host)
 
 
-def _told(status: int, out: str, last_line: str, host: Library | None) -> Finding:
+def _told(told: Answer, host: Library | None) -> Finding:
     check = "nvshmem4py-import"
-    match = re.search(r"\d+\.\d+\.\d+", out)
-    if status or not match:
+    match = re.search(r"\d+\.\d+\.\d+", told.out)
+    if told.status or not match:
+        # An error's message may go on for lines: it is its first one that names it.
+        errors = re.findall(r"^[A-Za-z_][\w.]*(?:Error|Exception)\b.*", told.err, re.MULTILINE)
+        said = errors[-1] if errors else told.last_line
         for part, symptom, remedy in IMPORT_FAILURES:
-            if part in last_line:
-                return failed(check, last_line, remedy, symptom=symptom)
-        return failed(check, last_line, "install the versions that versions.lock names together")
+            if part in said:
+                if symptom == NOT_LOADED and host is None:
+                    remedy = "install NVSHMEM again: the library itself is not there"
+                return failed(check, said, remedy, symptom=symptom)
+        return failed(check, said, "install the versions that versions.lock names together")
     loaded = match.group(0)
     if host and host.version and loaded != host.version:
         detail = f"it loads NVSHMEM {loaded}, the environment's is {host.version}"
