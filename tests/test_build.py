@@ -92,7 +92,7 @@ def test_a_clean_store_gets_every_layer_within_its_budget(built: Built) -> None:
 def test_verify_passes_inside_as_an_arbitrary_user(built: Built) -> None:
     findings = verify_image(built.engine, built.ref)
     names = {str(f["check"]) for f in findings}
-    assert {"packages", "files", "triton", "ptxas", "nvshmem", "pip check", "cache"} <= names
+    assert {"packages", "files", "triton", "ptxas", "nvshmem-device", "pip check", "cache"} <= names
 
 
 def test_imports_work_as_uid_12345_and_the_network_is_off(built: Built) -> None:

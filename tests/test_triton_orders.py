@@ -55,9 +55,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory, make_wheel: MakeWheel, stor
     labelled, alias = (folder / f.name for f in (taken.file, taken.alias))
     labelled.write_bytes(store.verify(taken.file).read_bytes())
     alias.write_bytes(store.verify(taken.alias).read_bytes())
-    stock = make_wheel(
-        folder, "triton", "3.4.0", STOCK_FILES, tag=TAG, entry_points=STOCK_BACKENDS
-    )
+    stock = make_wheel(folder, "triton", "3.4.0", STOCK_FILES, tag=TAG, entry_points=STOCK_BACKENDS)
     trap = make_wheel(folder, "triton_dist", "0.0.0", TRAP_FILES)
     return Wheels(stock, fork, labelled, alias, trap)
 
@@ -70,6 +68,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "trap": lambda v, w: v.install(w.trap),
     "uninstall triton": lambda v, w: v.uninstall("triton"),
     "uninstall triton_dist": lambda v, w: v.uninstall("triton_dist"),
+    # What upstream's own instructions say to do before an install.
+    "rm -rf triton": lambda v, w: remove(v, ["triton"]),
 }
 
 
@@ -130,3 +130,62 @@ def test_the_verdict_of_every_state_is_the_truth_of_its_files(
         if told.verdict.value != (true := truth(venv, wheels)):
             wrong.append((way, true, told))
     assert wrong == []
+
+
+def test_with_a_wheel_fix_leaves_triton_distributed_alone_in_every_state(
+    states: tuple[Venv, dict[tuple[str, ...], dict[str, bytes]]],
+    wheels: Wheels,
+    store: Store,
+) -> None:
+    venv, found = states
+    environment = find_environment(venv.prefix)
+    installer = make_installer(str(wheels.fork), workspace=Workspace(ROOT, store))
+    for way, files in found.items():
+        venv.restore(files)
+        mend(environment, "distributed", installer)
+        assert truth(venv, wheels) == "distributed", way
+        assert all(f.ok for f in check_triton(diagnose(environment))), way
+        assert mend(environment, "distributed", installer) == [], (way, "twice is once")
+
+
+def test_without_a_wheel_fix_mends_what_is_there_or_leaves_everything_as_it_was(
+    states: tuple[Venv, dict[tuple[str, ...], dict[str, bytes]]],
+    wheels: Wheels,
+    tmp_path: Path,
+) -> None:
+    venv, found = states
+    environment = find_environment(venv.prefix)
+    # An empty store: the wheel itself is out of reach.
+    installer = make_installer(workspace=Workspace(ROOT, Store(tmp_path)))
+    refused, mended = [], []
+    for way, files in found.items():
+        venv.restore(files)
+        whole = _whole_fork_on_disk(venv, wheels)
+        try:
+            mend(environment, "distributed", installer)
+        except MendError as error:
+            assert error.remedy, way
+            assert venv.files() == files, way
+            assert not whole, way
+            refused.append(way)
+        else:
+            assert whole, way
+            assert diagnose(environment).judgement.verdict is Verdict.DISTRIBUTED, way
+            mended.append(way)
+    assert len(refused) > 3
+    assert len(mended) > 3
+
+
+def _whole_fork_on_disk(venv: Venv, wheels: Wheels) -> bool:
+    """Whether the fork's own files are all there, with metadata that says so."""
+    infos = {p.name for p in venv.site.glob("triton*.dist-info")}
+    for wheel in (wheels.fork, wheels.labelled):
+        if f"{'-'.join(wheel.name.split('-')[:2])}.dist-info" not in infos:
+            continue
+        there = all(
+            (venv.site / name).is_file() and (venv.site / name).read_bytes() == data
+            for name, data in contents(wheel).items()
+        )
+        if there and (venv.prefix / "bin/proton").exists():
+            return True
+    return False

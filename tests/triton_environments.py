@@ -43,7 +43,9 @@ class Venv:
     """A virtual environment made by uv, which is quick and leaves it empty."""
 
     def __init__(self, prefix: Path, *, pip: bool = False) -> None:
-        command = [sys.executable, "-m", "venv"] if pip else [UV, "venv", "-q", "-p", sys.executable]
+        command = (
+            [sys.executable, "-m", "venv"] if pip else [UV, "venv", "-q", "-p", sys.executable]
+        )
         subprocess.run([*command, str(prefix)], check=True, capture_output=True)
         self.prefix = prefix
         self.python = prefix / "bin/python"

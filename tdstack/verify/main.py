@@ -29,6 +29,7 @@ from .manifest import (
     packages_of,
 )
 from .mend import Installer, MendError, mend
+from .nvshmem import check_nvshmem
 from .swap import SwapError
 from .triton import check_triton, diagnose
 
@@ -89,6 +90,7 @@ def verify(options: Options, installer: Installer | None = None, *, fix: bool = 
     findings = list(_of_manifest(environment, manifest, installed, options) if manifest else ())
     findings += check_triton(diagnosis)
     if not options.quick:
+        findings += check_nvshmem(environment, _nvshmem_of(manifest))
         forked = diagnosis.judgement.library == "distributed"
         findings += check_imports(
             environment, _modules(installed, manifest, forked), forked, LAUNCHER
@@ -106,6 +108,11 @@ def _modules(
         names |= set(packages_of(manifest)) | OWN
     complete = bool(((manifest or {}).get("fork") or {}).get("complete", True))
     return modules_of(names, "torch" in names, forked, complete)
+
+
+def _nvshmem_of(manifest: Manifest | None) -> str | None:
+    pinned = packages_of(manifest) if manifest else {}
+    return next((v for n, v in pinned.items() if n.startswith("nvidia-nvshmem")), None)
 
 
 def read_manifest(prefix: Path) -> Manifest | None:
