@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeVar
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
@@ -233,7 +233,11 @@ def _unmet(
     target = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
     unmet = []
     for text in fork.requires:
-        wish = Requirement(text)
+        try:
+            wish = Requirement(text)
+        except InvalidRequirement:
+            unmet.append(f"{text!r} (not a requirement)")
+            continue
         if wish.marker and not wish.marker.evaluate(target):
             continue
         version = held.get(canonicalize_name(wish.name))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .constraints import check_constraints
+from .constraints import check_constraints, constraints_path
 from .environment import Environment
 from .finding import Finding, failed, passed
 from .fork import LABEL
@@ -86,9 +86,11 @@ def check_triton(diagnosis: Diagnosis) -> Iterator[Finding]:
     if pending(diagnosis.state.site):
         text = "an install was interrupted; its journal is there"
         yield failed("triton swap", text, "tdstack-verify --fix puts the old state back")
-    if diagnosis.right:
-        owner = judgement.keeper.owner.label if judgement.keeper else ""
+    if diagnosis.right and judgement.keeper:
+        owner = judgement.keeper.owner.label
         yield passed("triton", f"{judgement.verdict}: {owner} owns every file of Triton, alone")
+    elif diagnosis.right:
+        yield passed("triton", "there is none in this environment, and nothing that says otherwise")
     else:
         found = judgement.verdict.value
         text = f"{found}, where {expected} is expected" if found != expected else found
@@ -123,12 +125,13 @@ def _of(site: Path, installed: Sequence[Distribution] | None) -> list[Distributi
 
 
 def _meant(states: Sequence[SiteState], environment: Environment) -> str:
-    marks = (environment.prefix / "share/tdstack/constraints.txt").exists()
+    if constraints_path(environment.prefix).exists():
+        return "distributed"
     for state in states:
         forked = any(d.name == "triton-dist" or LABEL in d.version for d in state.related)
-        if marks or forked or state.library == "distributed" or "triton_dist" in state.folders:
+        if forked or state.library == "distributed" or "triton_dist" in state.folders:
             return "distributed"
-    return "stock"
+    return "absent" if all(s.empty for s in states) else "stock"
 
 
 def _within(path: Path, folder: Path) -> bool:
