@@ -19,6 +19,7 @@ from .finding import Finding
 from .imports import check_imports, modules_of
 from .installed import Distribution, distributions
 from .manifest import (
+    FRESH,
     OWN,
     Manifest,
     check_files,
@@ -88,7 +89,7 @@ def verify(options: Options, installer: Installer | None = None, *, fix: bool = 
     installed = tuple(distributions(environment.sites))
     diagnosis = diagnose(environment, expected, installed)
     findings = list(_of_manifest(environment, manifest, installed, options) if manifest else ())
-    findings += check_triton(diagnosis)
+    findings += check_triton(diagnosis, FRESH if manifest else "")
     if not options.quick:
         findings += check_nvshmem(environment, _nvshmem_of(manifest))
         forked = diagnosis.judgement.library == "distributed"

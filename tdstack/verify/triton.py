@@ -79,10 +79,13 @@ def diagnose(
     )
 
 
-def check_triton(diagnosis: Diagnosis) -> Iterator[Finding]:
-    """One finding with the verdict, and one for each thing that is wrong."""
+def check_triton(diagnosis: Diagnosis, fresh: str = "") -> Iterator[Finding]:
+    """One finding with the verdict, and one for each thing that is wrong.
+
+    `fresh` is the remedy where the whole environment is easily had anew: that of an image.
+    """
     judgement, expected = diagnosis.judgement, diagnosis.expected
-    remedy = remedy_of(diagnosis)
+    remedy = fresh or remedy_of(diagnosis)
     if pending(diagnosis.state.site):
         text = "an install was interrupted; its journal is there"
         yield failed("triton swap", text, "tdstack-verify --fix puts the old state back")
