@@ -23,7 +23,8 @@ from tdstack.stack import ForkWheel
 from tdstack.verify.environment import find_environment
 from tdstack.verify.fork import LIBRARY
 from tdstack.verify.judge import Verdict
-from tdstack.verify.triton import diagnose
+from tdstack.verify.mend import MendError, mend
+from tdstack.verify.triton import check_triton, diagnose
 from tdstack.wheelhouse.store import Store, sha256_of
 from tests.conftest import ROOT
 from tests.triton_environments import Venv
@@ -351,3 +352,30 @@ def test_files_of_another_distribution_are_never_taken(
         install(find_environment(venv.prefix), taken, store)
     assert before != venv.files()
     assert (venv.prefix / "bin/proton").read_text().endswith("python\n")
+
+
+def test_a_venv_that_sees_the_systems_triton_gets_its_own(
+    folder: Path, stock: Path, taken: ForkWheel, store: Store
+) -> None:
+    """As in images whose system Python holds stock Triton."""
+    outer = Venv(folder / "outer", pip=True)
+    outer.install(stock)
+    inner = Venv(folder / "inner", pip=True)
+    # What --system-site-packages does, for an outer environment that is a venv itself.
+    (inner.site / "outer.pth").write_text(f"import site; site.addsitedir({str(outer.site)!r})\n")
+    code = "import site; site.getsitepackages = lambda: [{!r}, {!r}]\n"
+    (inner.site / "sitecustomize.py").write_text(code.format(str(inner.site), str(outer.site)))
+    before = outer.files()
+    environment = find_environment(inner.prefix)
+    assert environment.sites == (inner.site, outer.site)
+    found = diagnose(environment)
+    assert (found.judgement.verdict, found.state.site) == (Verdict.STOCK, outer.site)
+    with pytest.raises(MendError):
+        mend(environment, "distributed", None)
+    install(environment, taken, store)
+    found = diagnose(environment)
+    assert (found.judgement.verdict, found.state.site) == (Verdict.DISTRIBUTED, inner.site)
+    assert found.right
+    details = {f.check: f.detail for f in check_triton(found) if f.ok}
+    assert details["triton elsewhere"] == f"stock in {outer.site}; not reached"
+    assert outer.files() == before

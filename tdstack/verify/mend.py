@@ -43,6 +43,11 @@ def mend(environment: Environment, expected: str, installer: Installer | None) -
         raise MendError(refusal.why, refusal.remedy)
     if judgement.verdict.value != diagnosis.expected:
         if _enough_to_remove(diagnosis):
+            if state.site != environment.site:
+                raise MendError(
+                    f"the Triton that counts lies in {state.site}, outside this environment",
+                    "mend that one: --prefix with its own folder",
+                )
             assert judgement.keeper is not None
             done.append(_remove(state, judgement.keeper))
         elif diagnosis.expected == "distributed" and installer:

@@ -41,17 +41,11 @@ class Diagnosis:
 
     @property
     def strays(self) -> tuple[Problem, ...]:
-        """Return what lies outside the folder that counts."""
-        problems = [
-            Problem(f"another Triton lies in {s.site}, which some imports may reach")
-            for s in self.others
-            if s.importable or s.claims
-        ]
-        if self.origin and not _within(Path(self.origin), self.state.site):
-            problems.append(
-                Problem(f"import triton reaches {self.origin}, not the Triton of {self.state.site}")
-            )
-        return tuple(problems)
+        """Return what makes `import triton` reach another place than the folder that counts."""
+        if not self.origin or _within(Path(self.origin), self.state.site):
+            return ()
+        text = f"import triton reaches {self.origin}, not the Triton of {self.state.site}"
+        return (Problem(text),)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -89,6 +83,9 @@ def check_triton(diagnosis: Diagnosis, fresh: str = "") -> Iterator[Finding]:
     if pending(diagnosis.state.site):
         text = "an install was interrupted; its journal is there"
         yield failed("triton swap", text, "tdstack-verify --fix puts the old state back")
+    for other in diagnosis.others:
+        # A venv that sees the system's packages: its own come first.
+        yield passed("triton elsewhere", f"{judge(other).verdict} in {other.site}; not reached")
     if diagnosis.right and judgement.keeper:
         owner = judgement.keeper.owner.label
         yield passed("triton", f"{judgement.verdict}: {owner} owns every file of Triton, alone")
