@@ -21,10 +21,10 @@ from tdstack.lock.io import load_lock
 from tdstack.lock.model import LockedFile
 from tdstack.stack import ForkWheel
 from tdstack.verify.environment import find_environment
-from tdstack.verify.fork import LIBRARY
-from tdstack.verify.judge import Verdict
-from tdstack.verify.mend import MendError, mend
-from tdstack.verify.triton import check_triton, diagnose
+from tdstack.verify.triton.diagnosis import check_triton, diagnose
+from tdstack.verify.triton.fork import LIBRARY
+from tdstack.verify.triton.judge import Verdict
+from tdstack.verify.triton.mend import MendError, mend
 from tdstack.wheelhouse.store import Store, sha256_of
 from tests.conftest import ROOT
 from tests.triton_environments import Venv

@@ -17,9 +17,9 @@ from tdstack.fork.acquire import take_file
 from tdstack.fork.verb import make_installer
 from tdstack.lock.io import load_lock
 from tdstack.verify.environment import find_environment
-from tdstack.verify.judge import Verdict
-from tdstack.verify.mend import MendError, mend
-from tdstack.verify.triton import check_triton, diagnose
+from tdstack.verify.triton.diagnosis import check_triton, diagnose
+from tdstack.verify.triton.judge import Verdict
+from tdstack.verify.triton.mend import MendError, mend
 from tdstack.wheelhouse.store import Store
 from tdstack.workspace import Workspace
 from tests.conftest import ROOT

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tdstack.lock.model import Lock
 from tdstack.stack import best_wheel
-from tdstack.verify.bitcode import BitcodeError, device_version, version_in
-from tdstack.verify.bitstream import Record, blocks, content, open_stream
+from tdstack.verify.nvshmem.bitcode import BitcodeError, device_version, version_in
+from tdstack.verify.nvshmem.bitstream import Record, blocks, content, open_stream
 from tdstack.workspace import Workspace
 from tests.bitstreams import (
     AGGREGATE,

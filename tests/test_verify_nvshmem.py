@@ -14,11 +14,11 @@ import pytest
 
 from tdstack.lock.model import Lock
 from tdstack.stack import best_wheel
-from tdstack.verify import nvshmem_facts
 from tdstack.verify.environment import Answer, Environment
 from tdstack.verify.finding import Finding
-from tdstack.verify.nvshmem import check_nvshmem, compatible, judge
-from tdstack.verify.nvshmem_facts import (
+from tdstack.verify.nvshmem import facts as nvshmem_facts
+from tdstack.verify.nvshmem.checks import check_nvshmem, compatible, judge
+from tdstack.verify.nvshmem.facts import (
     DEVICE,
     FOLDER,
     Bitcode,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tdstack.verify.swap import FOLDER, SwapError, pending, recover, staging, swap
+from tdstack.verify.triton.swap import FOLDER, SwapError, pending, recover, staging, swap
 from tests.conftest import ROOT
 
 Tree = dict[str, str]

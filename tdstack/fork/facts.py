@@ -17,8 +17,8 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from tdstack.errors import IntegrityError
 from tdstack.fork.elf import Needs, NotElfError, compiled_for, needs_of
 from tdstack.fork.imports import Missing, missing_modules
-from tdstack.verify.fork import FINGERPRINT, LIBRARY, PACKAGES
 from tdstack.verify.installed import record_digest
+from tdstack.verify.triton.fork import FINGERPRINT, LIBRARY, PACKAGES
 from tdstack.wheelhouse.store import sha256_of
 
 

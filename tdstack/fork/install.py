@@ -18,14 +18,14 @@ from tdstack.fork.repack import repack
 from tdstack.lock.model import LockedTritonDistributed
 from tdstack.stack import ForkWheel
 from tdstack.verify.environment import Environment, ask
-from tdstack.verify.fork import FORK_NAME, LABEL
 from tdstack.verify.installed import distributions
-from tdstack.verify.judge import Verdict, judge
-from tdstack.verify.mend import settings
-from tdstack.verify.ownership import SiteState, look
-from tdstack.verify.repair import foreign, removals
-from tdstack.verify.swap import SwapError, staging, swap
-from tdstack.verify.triton import Diagnosis
+from tdstack.verify.triton.diagnosis import Diagnosis
+from tdstack.verify.triton.fork import FORK_NAME, LABEL
+from tdstack.verify.triton.judge import Verdict, judge
+from tdstack.verify.triton.mend import settings
+from tdstack.verify.triton.ownership import SiteState, look
+from tdstack.verify.triton.repair import foreign, removals
+from tdstack.verify.triton.swap import SwapError, staging, swap
 from tdstack.wheelhouse.store import Store
 from tdstack.workspace import ForkSource
 

@@ -17,7 +17,7 @@ from packaging.version import Version
 from tdstack.fork.facts import WheelFacts
 from tdstack.fork.inspection import of_the_builder
 from tdstack.fork.zipcopy import WheelWriter, recorded_digests
-from tdstack.verify.fork import LABEL
+from tdstack.verify.triton.fork import LABEL
 
 
 def label_of(facts: WheelFacts) -> str:

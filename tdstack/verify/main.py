@@ -29,10 +29,10 @@ from .manifest import (
     check_ptxas,
     packages_of,
 )
-from .mend import Installer, MendError, mend
-from .nvshmem import check_nvshmem
-from .swap import SwapError
-from .triton import check_triton, diagnose
+from .nvshmem.checks import check_nvshmem
+from .triton.diagnosis import check_triton, diagnose
+from .triton.mend import Installer, MendError, mend
+from .triton.swap import SwapError
 
 IMAGE = Path("/opt/tdstack")
 LAUNCHER = Path(__file__).with_name("gpuless.py")

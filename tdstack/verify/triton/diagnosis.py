@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..environment import Environment
+from ..finding import Finding, failed, passed
+from ..installed import Distribution
 from .constraints import check_constraints, constraints_path
-from .environment import Environment
-from .finding import Finding, failed, passed
 from .fork import LABEL
-from .installed import Distribution
 from .judge import Judgement, Problem, Verdict, judge, shadows
 from .ownership import SiteState, look
 from .repair import foreign, mendable_alone

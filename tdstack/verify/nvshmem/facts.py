@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 
+from ..environment import Answer, Environment, ask
+from ..finding import canonical
 from .bitcode import BitcodeError, device_version
-from .environment import Answer, Environment, ask
-from .finding import canonical
 
 FOLDER = Path("nvidia/nvshmem/lib")  # of every NVSHMEM wheel, in its site
 DEVICE = "libnvshmem_device.bc"

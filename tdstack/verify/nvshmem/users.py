@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .environment import Answer
-from .finding import Finding, canonical, failed, passed
-from .nvshmem_facts import Facts, Library, Wheel
+from ..environment import Answer
+from ..finding import Finding, canonical, failed, passed
+from .facts import Facts, Library, Wheel
 
 SPLIT = "device library version does not match host library"
 NOT_LOADED = "Failed to dlopen libnvshmem_host.so.3"

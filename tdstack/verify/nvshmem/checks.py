@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from .environment import Environment
-from .finding import Finding, failed, passed
-from .nvshmem_facts import DEVICE, HOST, Bitcode, Facts, Library, Wheel, gather
-from .nvshmem_users import NOT_LOADED, SPLIT, judge_bindings, judge_torch, line_of, release
+from ..environment import Environment
+from ..finding import Finding, failed, passed
+from .facts import DEVICE, HOST, Bitcode, Facts, Library, Wheel, gather
+from .users import NOT_LOADED, SPLIT, judge_bindings, judge_torch, line_of, release
 
 LAST_WITH_ONE_FILE = "3.6.5"
 NO_BITCODE = f"FileNotFoundError {DEVICE}"

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..environment import Environment, ask
 from .constraints import check_constraints, constraints_path, constraints_text, pip_conf_text
-from .environment import Environment, ask
+from .diagnosis import Diagnosis, diagnose, remedy_of
 from .judge import Verdict, judge
 from .ownership import Claim, SiteState, look
 from .repair import foreign, mendable_alone, removals
 from .swap import recover, staging, swap
-from .triton import Diagnosis, diagnose, remedy_of
 
 Installer = Callable[[Diagnosis], str]
 
