@@ -285,3 +285,5 @@ def test_kinds_are_what_their_names_say() -> None:
         assert variant.algorithm == ("two_shot" if "two_shot" in kind else "one_shot")
         assert (variant.split > 1) == ("split" in kind)
         assert variant.scaled == ("8" in kind)
+        assert variant.multimem == ("multimem" in kind)
+        assert (variant.dtype == "fp16") == ("fp16" in kind)

@@ -57,6 +57,8 @@ SHARED_LIMITS: Final[dict[str, int]] = {
 
 assert tuple(SHARED_LIMITS) == ARCHS
 
+_NO_MULTIMEM: Final = ("sm_80", "sm_86", "sm_89")
+
 _ELEMENTS: Final = {"bf16": "bf16", "fp16": "fp16", "fp8e4m3": "fp8e4nv", "int8": "i8"}
 _FIXED: Final = {
     "x_scale_ptr": "*fp32",
@@ -195,12 +197,14 @@ def compile_variant(variant: Variant, arch: str) -> Cubin:
     """Compile one variant for one architecture; call it inside :func:`compile_environment`.
 
     Raises:
-        ValueError: the architecture is unknown.
+        ValueError: the architecture is unknown, or lacks the variant's instructions.
         MissingToolError: Triton or ptxas is missing.
         CompileError: Triton or ptxas failed, or the cubin is not what was asked for.
     """
     if arch not in SHARED_LIMITS:
         raise ValueError(f"unknown architecture {arch!r}; valid: {', '.join(SHARED_LIMITS)}")
+    if variant.multimem and arch in _NO_MULTIMEM:
+        raise ValueError(_without_multimem(arch))
     triton = _import_triton()
     ptxas = find_ptxas(arch)
     from triton.backends.compiler import GPUTarget
@@ -243,6 +247,10 @@ def compile_variant(variant: Variant, arch: str) -> Cubin:
     )
     check_cubin(cubin)
     return cubin
+
+
+def _without_multimem(arch: str) -> str:
+    return f"{arch} has no multimem instructions; sm_90 and later have"
 
 
 def check_cubin(cubin: Cubin) -> None:
