@@ -14,8 +14,8 @@ Order
     5. The CTA that stores the epoch counts itself in behind a barrier, with acq_rel.
 
 Multimem
-    6. Without it no access to multicast memory; with it, both kinds, as often as the unit has pieces
-       for each thread: with more, two threads would read one sum, which may differ.
+    6. Without it no access to multicast memory; with it, both kinds, as often as the unit has
+       pieces for each thread: with more, two threads would read one sum, which may differ.
     7. Multicast and plain addresses are two proxies, which only a proxy fence orders: one comes
        after every acquire before a sum is read, and after every multicast store before a release.
 
@@ -385,7 +385,7 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
         if not at.is_global:
             continue
         kind = at.parts[0]
-        if kind == "multimem" and expected.multimem:
+        if expected.multimem and re.match(r"multimem\.(ld_reduce|st)\.", at.op):
             if at.width != WIDE or expected.element not in at.op.replace("x2", "").split("."):
                 yield f"not a piece of {expected.element}: {at}"
             continue

@@ -1,9 +1,11 @@
 """Compiles the kernels ahead of time, without a GPU, into cubins and a manifest.
 
 ``python -m gemm_allreduce.compile --arch sm_90 [--arch sm_80 ...] --out DIR
-[--variant NAME ... | --quick] [--json]``
+[--variant NAME ... | --quick] [--multimem] [--json]``
 
 Without a selection: every variant that the dispatch table can choose on the architecture.
+``--multimem`` adds a form of the selected two-shot kernels that dispatch never chooses and
+`launch` refuses; see multimem.py.
 
 Writes ``DIR/<arch>/<variant>.cubin`` and, last, ``DIR/manifest.json``. If anything fails, nothing
 is written. Two runs with one Triton and one ptxas give the same bytes.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import inspect
 import io
@@ -380,6 +383,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="variant, repeatable; default: every variant that dispatch can choose",
     )
     parser.add_argument("--quick", action="store_true", help=f"only {QUICK_VARIANT.name}")
+    parser.add_argument(
+        "--multimem",
+        action="store_true",
+        help="also the multimem form of each selected two-shot kernel of several ranks: "
+        "for sm_90 and later, and never run",
+    )
     parser.add_argument("--json", action="store_true", help="report on stdout as JSON")
     options = parser.parse_args(arguments)
     unknown = [arch for arch in options.arch if arch not in SHARED_LIMITS]
@@ -392,6 +401,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--out {options.out} is not a folder")
     if options.quick and options.variant:
         parser.error("--quick and --variant exclude each other")
+    if options.quick and options.multimem:
+        parser.error("--quick and --multimem exclude each other: it is a one-shot kernel")
+    if options.multimem and (lacking := [a for a in options.arch if a in _NO_MULTIMEM]):
+        parser.error(_without_multimem(lacking[0]))
     names = {v.name for arch in options.arch for v in reachable_variants(arch)}
     if absent := sorted(set(options.variant) - names):
         parser.error(f"unknown variant {', '.join(absent)}; valid: {', '.join(sorted(names))}")
@@ -402,7 +415,17 @@ def _selected(options: argparse.Namespace, arch: str) -> Sequence[Variant]:
     if options.quick:
         return (QUICK_VARIANT,)
     variants = reachable_variants(arch)
-    return [v for v in variants if not options.variant or v.name in options.variant]
+    selected = [v for v in variants if not options.variant or v.name in options.variant]
+    return [*selected, *multimem_forms(selected)] if options.multimem else selected
+
+
+def multimem_forms(variants: Sequence[Variant]) -> list[Variant]:
+    """Return the multimem form of each variant that has one: two-shot, for several ranks."""
+    return [
+        dataclasses.replace(variant, multimem=True)
+        for variant in variants
+        if variant.algorithm == "two_shot" and variant.world_size > 1
+    ]
 
 
 def _import_triton() -> Any:

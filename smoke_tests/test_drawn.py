@@ -1,0 +1,130 @@
+"""Drawn sequences of calls: whatever is called in whatever order, every result is right.
+
+Ranks are processes in Triton's interpreter. What each sequence is compared with: replay.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+pytest.importorskip("hypothesis", reason="draws the sequences")
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smoke_tests.drawn import ALGORITHMS, TILES, Call, Layer, Sequence
+from smoke_tests.pool import Pool
+
+WAIT_S = 10.0
+"""For a rank to wait for a peer: a sequence that hangs is shrunk too, so it must end soon."""
+LIMIT_S = 120.0
+IN_CI = {1: 40, 2: 20, 4: 8}
+"""Sequences for each number of ranks: about 15 s each on two cores."""
+EPOCHS = (0, 2**31 - 2, -2)
+"""The first one, and some whose sequences pass the end of int32 or zero."""
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> Layer:
+    """N from 8 to 264, K from 8 or 16 on: below, at and above what a tile has."""
+    operand = draw(st.sampled_from(("fp16", "int8")))
+    step = 8 if operand == "fp16" else 16
+    return Layer(
+        features=8 * draw(st.integers(1, 33)),
+        depth=step * draw(st.integers(1, 80 // step)),
+        operand=operand,  # type: ignore[arg-type] # one of two
+        exact=draw(st.booleans()),
+    )
+
+
+@st.composite
+def calls(draw: st.DrawFn, world_size: int, max_tokens: int) -> Call:
+    """M from 0 to a little over twice what one launch takes."""
+    algorithm = draw(st.sampled_from(ALGORITHMS))
+    tiles = TILES if algorithm == "one_shot" else TILES[1:]
+    residual = draw(st.booleans())
+    edges = st.sampled_from((0, 1, max_tokens, max_tokens + 1, 2 * max_tokens + 1))
+    return Call(
+        layer=draw(st.integers(0, 1)),
+        tokens=draw(edges | st.integers(0, 2 * max_tokens + 1)),
+        algorithm=algorithm,
+        tile=draw(st.sampled_from(tiles)),
+        bias=draw(st.booleans()),
+        residual=residual,
+        out=draw(st.sampled_from(("new", "given", "residual") if residual else ("new", "given"))),
+        late=draw(st.integers(-1, world_size - 1)),
+    )
+
+
+@st.composite
+def sequences(draw: st.DrawFn, world_size: int) -> Sequence:
+    """Up to six calls of two layers on one workspace."""
+    max_tokens = draw(st.sampled_from((16, 33, 64)))
+    return Sequence(
+        world_size=world_size,
+        max_tokens=max_tokens,
+        first_epoch=draw(st.sampled_from(EPOCHS)),
+        seed=draw(st.integers(0, 2**16)),
+        layers=(draw(layers()), draw(layers())),
+        calls=tuple(draw(st.lists(calls(world_size, max_tokens), min_size=1, max_size=6))),
+    )
+
+
+@pytest.fixture(scope="module")
+def drawn_pool_of() -> Iterator[Callable[[int], Pool]]:
+    """Give a pool of so many ranks, a new one where the last is gone or another."""
+    current: list[Pool] = []
+
+    def give(world_size: int) -> Pool:
+        if not current or current[0].world_size != world_size or not current[0].usable:
+            while current:
+                current.pop().close()
+            current.append(Pool("cpu", world_size, time_limit_s=WAIT_S))
+        return current[0]
+
+    yield give
+    for pool in current:
+        pool.close()
+
+
+def test_drawn_sequences(
+    world_size: int, drawn_pool_of: Callable[[int], Pool], request: pytest.FixtureRequest
+) -> None:
+    """Right, the same bits on all ranks, and the same as on a fresh workspace."""
+    from smoke_tests.replay import play
+
+    def run(sequence: Sequence) -> None:
+        outcomes = drawn_pool_of(world_size).run(partial(play, sequence), LIMIT_S)
+        bad = [f"rank {o.rank} {o.state}: {o.detail}" for o in outcomes if o.state != "passed"]
+        if bad:
+            again = f"pytest smoke_tests/test_drawn.py --replay='{sequence.to_json()}'"
+            pytest.fail("\n".join([bad[0], str(sequence), "again:", again]), pytrace=False)
+
+    config = request.config
+    if replay := config.getoption("--replay"):
+        run(Sequence.from_json(replay))
+        return
+    chosen = settings(
+        max_examples=config.getoption("--sequences") or IN_CI[world_size],
+        # The same in every run, unless a seed is asked for.
+        derandomize=config.getoption("--hypothesis-seed", None) is None,
+        database=None,
+        deadline=None,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    chosen(given(sequences(world_size))(run))()
+
+
+def test_a_sequence_survives_being_printed() -> None:
+    """What a failure prints is what is played again."""
+
+    @settings(max_examples=50, derandomize=True, database=None)
+    @given(sequences(4))
+    def run(sequence: Sequence) -> None:
+        assert Sequence.from_json(sequence.to_json()) == sequence
+
+    run()
