@@ -17,7 +17,7 @@ for folder in (ROOT, ROOT / "kernels" / "src"):
         sys.path.insert(0, str(folder))
 
 from smoke_tests.checks.registry import load
-from smoke_tests.controls import CONTROLS
+from smoke_tests.controls import CONTROLS, SEQUENCE_FAULTS
 from smoke_tests.drawn import Sequence
 from smoke_tests.kinds import Kind
 from smoke_tests.pool import Pool
@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test of every check, or of every planted fault, on every set of ranks of the tier."""
-    known = ("ranks", "check", "control", "kind", "world_size")
+    known = ("ranks", "check", "control", "kind", "world_size", "fault")
     names = [n for n in known if n in metafunc.fixturenames]
     if not names:
         return
@@ -52,6 +52,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         nothing = [None] * len(names)
         marks = pytest.mark.skip(reason=reason)
         metafunc.parametrize(names, [pytest.param(*nothing, marks=marks, id="nothing")])
+    elif "fault" in names:
+        metafunc.parametrize(
+            "fault", [pytest.param(f, id=f"cpu-{f.name}") for f in SEQUENCE_FAULTS]
+        )
     elif "world_size" in names:
         metafunc.parametrize("world_size", _drawn_cases(metafunc.config))
     elif "control" in names:
@@ -116,11 +120,11 @@ def hung() -> list[str]:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Planting faults is asked for; sequences are drawn for the interpreter."""
-    if collection_path.name == "test_controls.py" and not config.getoption("--controls"):
+    controls = collection_path.name in ("test_controls.py", "test_drawn_controls.py")
+    drawn = collection_path.name in ("test_drawn.py", "test_drawn_controls.py")
+    if controls and not config.getoption("--controls"):
         return True
-    if collection_path.name == "test_drawn.py" and config.getoption("--tier") != "cpu":
-        return True
-    return None
+    return True if drawn and config.getoption("--tier") != "cpu" else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -87,3 +87,24 @@ class Sequence:
         lines += [f"layer {number}: {layer}" for number, layer in enumerate(self.layers)]
         lines += [f"call {number}: {call}" for number, call in enumerate(self.calls)]
         return "\n".join(lines)
+
+
+def fixed(world_size: int) -> Sequence:
+    """Return a sequence with something of everything: it is played whatever else is drawn."""
+    first, last = 0, world_size - 1
+    return Sequence(
+        world_size,
+        max_tokens=40,
+        first_epoch=-2,
+        seed=1,
+        layers=(Layer(136, 48, "fp16", exact=False), Layer(72, 32, "int8", exact=True)),
+        calls=(
+            Call(0, 17, "one_shot", (16, 64), bias=True, residual=False, out="new", late=last),
+            Call(1, 40, "two_shot_split", (32, 128), False, True, out="residual", late=-1),
+            Call(0, 0, "table", (64, 64), bias=True, residual=True, out="new", late=-1),
+            Call(1, 41, "two_shot_comm", (64, 64), True, False, out="given", late=first),
+            Call(0, 1, "table", (64, 64), bias=True, residual=True, out="given", late=-1),
+            Call(1, 81, "one_shot", (64, 64), bias=False, residual=True, out="new", late=-1),
+            Call(0, 33, "two_shot", (32, 128), bias=True, residual=True, out="new", late=last),
+        ),
+    )

@@ -12,28 +12,28 @@ import pytest
 
 pytest.importorskip("hypothesis", reason="draws the sequences")
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from smoke_tests.drawn import ALGORITHMS, TILES, Call, Layer, Sequence
+from smoke_tests.drawn import ALGORITHMS, TILES, Call, Layer, Sequence, fixed
 from smoke_tests.pool import Pool
 
 WAIT_S = 10.0
 """For a rank to wait for a peer: a sequence that hangs is shrunk too, so it must end soon."""
 LIMIT_S = 120.0
-IN_CI = {1: 40, 2: 20, 4: 8}
-"""Sequences for each number of ranks: about 15 s each on two cores."""
+IN_CI = {1: 8, 2: 8, 4: 2, 8: 1}
+"""Sequences for each number of ranks, and a fixed one: about 15 s each on two cores."""
 EPOCHS = (0, 2**31 - 2, -2)
 """The first one, and some whose sequences pass the end of int32 or zero."""
 
 
 @st.composite
 def layers(draw: st.DrawFn) -> Layer:
-    """N from 8 to 264, K from 8 or 16 on: below, at and above what a tile has."""
+    """N from 8 to 136, K from 8 or 16 on: below, at and above what a tile has."""
     operand = draw(st.sampled_from(("fp16", "int8")))
     step = 8 if operand == "fp16" else 16
     return Layer(
-        features=8 * draw(st.integers(1, 33)),
+        features=8 * draw(st.integers(1, 17)),
         depth=step * draw(st.integers(1, 80 // step)),
         operand=operand,  # type: ignore[arg-type] # one of two
         exact=draw(st.booleans()),
@@ -62,7 +62,7 @@ def calls(draw: st.DrawFn, world_size: int, max_tokens: int) -> Call:
 @st.composite
 def sequences(draw: st.DrawFn, world_size: int) -> Sequence:
     """Up to six calls of two layers on one workspace."""
-    max_tokens = draw(st.sampled_from((16, 33, 64)))
+    max_tokens = draw(st.sampled_from((16, 40)))
     return Sequence(
         world_size=world_size,
         max_tokens=max_tokens,
@@ -116,15 +116,4 @@ def test_drawn_sequences(
         print_blob=False,
         suppress_health_check=list(HealthCheck),
     )
-    chosen(given(sequences(world_size))(run))()
-
-
-def test_a_sequence_survives_being_printed() -> None:
-    """What a failure prints is what is played again."""
-
-    @settings(max_examples=50, derandomize=True, database=None)
-    @given(sequences(4))
-    def run(sequence: Sequence) -> None:
-        assert Sequence.from_json(sequence.to_json()) == sequence
-
-    run()
+    chosen(example(fixed(world_size))(given(sequences(world_size))(run)))()
