@@ -63,12 +63,22 @@ def calls(world_size: int, max_tokens: int) -> st.SearchStrategy[Call]:
     """
     edges = (1, max_tokens, max_tokens + 1, 2 * max_tokens + 1, 0)
     return st.builds(
-        lambda kernel, tokens, extras, who: Call(who[0], tokens, *kernel, *extras, who[1]),
+        _call,
         st.sampled_from(KERNELS),
         st.sampled_from((*edges * 8, *range(2 * max_tokens + 2))),
         st.sampled_from(EXTRAS),
         st.sampled_from([(layer, late) for late in range(-1, world_size) for layer in (0, 1)]),
     )
+
+
+def _call(
+    kernel: tuple[Algorithm, tuple[int, int]],
+    tokens: int,
+    extras: tuple[bool, bool, Out],
+    who: tuple[int, int],
+) -> Call:
+    (algorithm, tile), (bias, residual, out), (layer, late) = kernel, extras, who
+    return Call(layer, tokens, algorithm, tile, bias, residual, out, late)
 
 
 @st.composite
