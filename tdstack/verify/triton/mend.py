@@ -56,15 +56,7 @@ def mend(environment: Environment, expected: str, installer: Installer | None) -
             raise MendError(
                 f"the right files of {diagnosis.expected} Triton are not here", remedy_of(diagnosis)
             )
-    done += _hold(environment, expected)
-    after = diagnose(environment, expected)
-    if after.strays:
-        raise MendError(
-            "; ".join(p.what for p in after.strays),
-            "remove it there, or unset what makes Python look there; only the environment's own "
-            "folder of packages is mended",
-        )
-    return done
+    return done + _hold(environment, expected)
 
 
 def settings(environment: Environment, version: str, folder: Path) -> Mapping[Path, Path]:
