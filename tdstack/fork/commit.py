@@ -19,7 +19,7 @@ from pathlib import Path
 from tdstack.errors import HostError, IntegrityError, UpstreamError
 from tdstack.fork.acquire import built_earlier, built_link, take_file
 from tdstack.fork.inspection import REMEDIES
-from tdstack.fork.zipcopy import WheelWriter, recorded_digests
+from tdstack.fork.zipcopy import WheelWriter, info_folder, recorded_digests
 from tdstack.lock.model import LockedTritonDistributed
 from tdstack.process import find, last_words, run
 from tdstack.stack import ForkWheel
@@ -76,7 +76,7 @@ def complete(wheel: Path, sources: Path, folder: Path) -> Path:
             return wheel
         out = folder / "completed" / wheel.name
         out.parent.mkdir()
-        info = next(n.split("/")[0] for n in there if n.endswith(".dist-info/METADATA"))
+        info = info_folder(archive)
         digests = recorded_digests(archive, info)
         with WheelWriter(out, info) as target:
             for member in archive.infolist():
@@ -117,9 +117,9 @@ def _fetch(git: str, pinned: LockedTritonDistributed, sources: Path) -> Path:
     shallow = ("fetch", "--quiet", "--depth", "1", pinned.repository, pinned.commit)
     # Not every server gives a single commit without its history.
     if command("-C", str(sources), *shallow).returncode:
-        must("fetch", "--quiet", pinned.repository)
+        branches, tags = "+refs/heads/*:refs/remotes/pinned/*", "+refs/tags/*:refs/tags/*"
+        must("fetch", "--quiet", pinned.repository, branches, tags)
     must("checkout", "--quiet", "--detach", pinned.commit)
-    must("submodule", "--quiet", "update", "--init", "--recursive")
     if pinned.submodule:
         listed = must("ls-tree", "HEAD", pinned.submodule)
         if pinned.submodule_commit not in listed:
@@ -130,6 +130,7 @@ def _fetch(git: str, pinned: LockedTritonDistributed, sources: Path) -> Path:
                 got=listed.strip() or "no such submodule",
                 remedy="correct images/versions.toml and run `invoke lock`",
             )
+    must("submodule", "--quiet", "update", "--init", "--recursive")
     return sources
 
 
