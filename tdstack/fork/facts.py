@@ -128,7 +128,7 @@ def read_facts(path: Path) -> WheelFacts:
         raise IntegrityError(
             f"{path.name} is not a whole wheel",
             where=str(path),
-            got=str(error.args[0] if isinstance(error, KeyError) else error),
+            got=str(error.args[0] if isinstance(error, KeyError) else error) or "it ends early",
             remedy="get the file again, and compare its sha256 with its source's",
         ) from error
 
