@@ -23,6 +23,7 @@ def odd_wheel(
     metadata: str = "Name: triton-dist\nVersion: 3.4.0\n",
     record: Callable[[list[str]], list[str]] = list,
     links: Sequence[str] = (),
+    programs: Sequence[str] = (),
     repeat: Iterable[str] = (),
     compression: int = zipfile.ZIP_DEFLATED,
     date: tuple[int, int, int, int, int, int] = ZIP_TIME,
@@ -34,7 +35,8 @@ def odd_wheel(
 
     `changes` are files to add, to change or (None) to leave out; `{info}` and `{data}` stand for
     its own folders. `record` changes the lines of RECORD, `links` names members that are marked
-    as symbolic links, `repeat` those that come twice; `folders` adds entries for folders.
+    as symbolic links, `programs` those with the x bit, `repeat` those that come twice; `folders`
+    adds entries for folders.
     """
     stem = f"{name}-{version}"
     info, data = f"{stem}.dist-info", f"{stem}.data"
@@ -64,7 +66,8 @@ def odd_wheel(
                 archive.writestr(zipfile.ZipInfo(f"{top}/", date), b"")
         for member in [*order, *repeat]:
             entry = zipfile.ZipInfo(member.format(info=info), date)
-            mode = 0o120777 if member in links else 0o100644
+            mode = 0o100755 if member in programs else 0o100644
+            mode = 0o120777 if member in links else mode
             entry.external_attr, entry.compress_type = mode << 16, compression
             with archive.open(entry, "w", force_zip64=zip64) as out:
                 out.write(members[member.format(info=info)])
