@@ -252,7 +252,7 @@ def test_a_later_install_of_what_torch_pins_leaves_it_alone(
         server.add(stock.name, stock.read_bytes())
     install(venv, *placed(fork, store, tmp_path / "out"))
     # The server answers no HEAD, with which uv begins.
-    index = ("--index-url", server.index)
+    index: tuple[str, ...] = ("--index-url", server.index)
     if venv.tool == "uv":
         index = ("--no-index", "--find-links", str(tmp_path / "stock"))
     venv.do("install", *index, "triton==3.4.0")
