@@ -53,6 +53,8 @@ def build_from_commit(
         builder = (make_builder or _builder_for(python))(folder / "builder")
         wheel = _build(builder, sources / pinned.subdirectory, folder / "dist", pinned)
         wheel = complete(wheel, sources / pinned.subdirectory, folder)
+        # Before it is kept: a wheel that is refused must not stand in the way of the next build.
+        fork = take_file(wheel, store, pinned, commit=pinned.commit)
         built = built_link(pinned, store, python)
         built.parent.mkdir(parents=True, exist_ok=True)
         kept = wheel.rename(built.with_name(wheel.name))
@@ -60,7 +62,7 @@ def build_from_commit(
         link = folder / built.name
         link.symlink_to(kept.name)
         link.replace(built)
-    return take_file(kept, store, pinned, commit=pinned.commit)
+    return fork
 
 
 def complete(wheel: Path, sources: Path, folder: Path) -> Path:
@@ -92,7 +94,9 @@ def _python_files(sources: Path) -> Iterator[str]:
     for package in PACKAGES[1:]:  # `triton` is a link to generated files
         for path in sorted((sources / package).rglob("*.py")):
             relative = path.relative_to(sources)
-            if not {"test", "tests", "benchmark", "__pycache__"} & set(relative.parts):
+            if not {"test", "tests", "benchmark", "benchmarks", "__pycache__"} & set(
+                relative.parts
+            ):
                 yield str(relative)
 
 
