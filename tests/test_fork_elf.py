@@ -16,7 +16,8 @@ from tdstack.fork.elf import Needs, NotElfError, compiled_for, needs_of
 from tests.triton_wheels import OLDEST, elf, library
 
 # The fields of an ELF64 header (gABI, figure 4-3): offset and struct format.
-MACHINE, SHOFF, SHENTSIZE, SHNUM = (18, "<H"), (40, "<Q"), (58, "<H"), (60, "<H")
+MACHINE, PHOFF, SHOFF = (18, "<H"), (32, "<Q"), (40, "<Q")
+PHNUM, SHENTSIZE, SHNUM = (56, "<H"), (58, "<H"), (60, "<H")
 VERNEED = 0x6FFFFFFE
 
 
@@ -129,12 +130,34 @@ def test_a_library_that_is_cut_anywhere_is_none() -> None:
         assert outcome(data[:end]) == "no ELF", f"{end} of {len(data)} bytes"
 
 
-def test_a_library_whose_headers_come_first_and_whose_end_is_cut_is_none() -> None:
+def headers_first() -> bytes:
+    """The same library with its section headers before everything else, as some tools write it."""
     data = elf()
     count, table = field(data, SHNUM), field(data, SHOFF)
-    moved = data[:64] + data[table : table + 64 * count] + data[64:table]
-    # Nothing else is right in it, but every header is there.
-    assert outcome(patched(moved[:-5000], SHOFF, 64)) == "no ELF"
+    shift = 64 * count
+    out = patched(data[:64], SHOFF, 64)
+    out = patched(out, PHOFF, field(data, PHOFF) + shift)
+    for at in range(table, table + shift, 64):
+        header = data[at : at + 64]
+        out += patched(header, (24, "<Q"), field(header, (24, "<Q")) + shift)
+    out += data[64:table]
+    for n in range(field(data, PHNUM)):
+        at = (field(out, PHOFF) + 56 * n + 8, "<Q")
+        out = patched(out, at, field(out, at) + shift)
+    return out
+
+
+def test_a_library_whose_headers_come_first_is_whole_only_to_its_last_section() -> None:
+    data = headers_first()
+    assert needs_of(data) == needs_of(elf())
+    for share in (0.3, 0.6, 0.9, 0.999):
+        assert outcome(data[: int(len(data) * share)]) == "no ELF"
+
+
+def test_a_segment_past_the_end_is_no_library() -> None:
+    data = elf()
+    size = (field(data, PHOFF) + 32, "<Q")  # p_filesz of the first
+    assert outcome(patched(data, size, len(data) + 1)) == "no ELF"
 
 
 def test_a_library_that_was_filled_with_zeros_is_none() -> None:

@@ -361,6 +361,10 @@ UNREADABLE: dict[str, tuple[Make, str]] = {
     "deflated said to be bzip2": (
         lambda at: patch_headers(odd_wheel(at), LIBRARY, method=zipfile.ZIP_BZIP2), "",
     ),
+    "damaged deflate": (lambda at: _damaged(at, zipfile.ZIP_DEFLATED), ""),
+    "damaged bzip2": (lambda at: _damaged(at, zipfile.ZIP_BZIP2), ""),
+    "damaged lzma": (lambda at: _damaged(at, zipfile.ZIP_LZMA), ""),
+    "damaged, not compressed": (lambda at: _damaged(at, zipfile.ZIP_STORED), "CRC"),
     "a name that is not UTF-8": (
         lambda at: _replaced(
             odd_wheel(at, {"triton/\u00fc.py": ""}), "\u00fc".encode(), b"\xff\xff"
@@ -371,6 +375,17 @@ UNREADABLE: dict[str, tuple[Make, str]] = {
         lambda at: odd_wheel(at, {"{info}/RECORD": '"' + "x" * 200_000}), "field limit",
     ),
 }  # fmt: skip
+
+
+def _damaged(at: Path, compression: int) -> Path:
+    wheel = odd_wheel(at, compression=compression)
+    with zipfile.ZipFile(wheel) as archive:
+        member = archive.getinfo(LIBRARY)
+    # Past the local header (30 bytes and the name) and what each compression begins with.
+    begin = member.header_offset + 30 + len(LIBRARY) + 16
+    data = bytearray(wheel.read_bytes())
+    data[begin : begin + 64] = b"\xff" * 64
+    return _filled(wheel, bytes(data))
 
 
 def _cut(wheel: Path, share: float) -> Path:
