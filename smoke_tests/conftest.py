@@ -17,7 +17,8 @@ for folder in (ROOT, ROOT / "kernels" / "src"):
         sys.path.insert(0, str(folder))
 
 from smoke_tests.checks.registry import load
-from smoke_tests.controls import CONTROLS
+from smoke_tests.controls import CONTROLS, SEQUENCE_FAULTS
+from smoke_tests.drawn import Sequence
 from smoke_tests.kinds import Kind
 from smoke_tests.pool import Pool
 from smoke_tests.report import Report
@@ -35,15 +36,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--controls", action="store_true", help="also plant faults, and catch them")
     parser.addoption("--report", type=Path, help="write the verdict to this file, as JSON")
     parser.addoption("--ranks", type=int, default=0, help="number of ranks; 0: the tier's own")
+    drawn = "sequences of calls to draw for each number of ranks; 0: as many as CI has time for"
+    parser.addoption("--sequences", type=int, default=0, help=drawn)
+    parser.addoption("--replay", metavar="JSON", help="play one sequence, as a failure printed it")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test of every check, or of every planted fault, on every set of ranks of the tier."""
-    names = [n for n in ("ranks", "check", "control", "kind") if n in metafunc.fixturenames]
+    known = ("ranks", "check", "control", "kind", "world_size", "fault")
+    names = [n for n in known if n in metafunc.fixturenames]
+    if not names:
+        return
     if MISSING:
         reason = f"not installed: {', '.join(MISSING)}"
-        nothing = pytest.param(None, None, marks=pytest.mark.skip(reason=reason), id="nothing")
-        metafunc.parametrize(names, [nothing])
+        nothing = [None] * len(names)
+        marks = pytest.mark.skip(reason=reason)
+        metafunc.parametrize(names, [pytest.param(*nothing, marks=marks, id="nothing")])
+    elif "fault" in names:
+        metafunc.parametrize(
+            "fault", [pytest.param(f, id=f"cpu-{f.name}") for f in SEQUENCE_FAULTS]
+        )
+    elif "world_size" in names:
+        metafunc.parametrize("world_size", _drawn_cases(metafunc.config))
     elif "control" in names:
         metafunc.parametrize(("control", "kind"), _control_cases(metafunc.config))
     else:
@@ -58,6 +72,14 @@ def _control_cases(config: pytest.Config) -> list[ParameterSet]:
         for kind in kinds[config.getoption("--tier")]
         if kind in control.kinds
     ]
+
+
+def _drawn_cases(config: pytest.Config) -> list[ParameterSet]:
+    ranks = config.getoption("--ranks")
+    counts = [ranks] if ranks else [1, 2, 4]
+    if replay := config.getoption("--replay"):
+        counts = [Sequence.from_json(replay).world_size]
+    return [pytest.param(w, id=f"cpu-w{w}-drawn_sequences") for w in counts]
 
 
 def _check_cases(config: pytest.Config) -> list[ParameterSet]:
@@ -97,9 +119,12 @@ def hung() -> list[str]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Planting faults is asked for."""
-    leave_out = collection_path.name == "test_controls.py" and not config.getoption("--controls")
-    return True if leave_out else None
+    """Planting faults is asked for; sequences are drawn for the interpreter."""
+    controls = collection_path.name in ("test_controls.py", "test_drawn_controls.py")
+    drawn = collection_path.name in ("test_drawn.py", "test_drawn_controls.py")
+    if controls and not config.getoption("--controls"):
+        return True
+    return True if drawn and config.getoption("--tier") != "cpu" else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,6 +26,8 @@ _STALL = """        if rank == 1:
                 stall += 1 + tl.atomic_add(flags, 0, sem="relaxed", scope="sys") * 0
 """
 
+_DROPPED = "publish(result_ptrs + unit, epoch - (unit == 1), W)"
+
 Edit = tuple[str, str, str]
 
 
@@ -141,7 +143,31 @@ CONTROLS: Final = (
 )
 
 
-def altered_sources(control: Control, folder: Path) -> Path:
+@dataclass(frozen=True)
+class SequenceFault:
+    """An alteration that the fixed sequence must find, and parts of what it then says."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    says: tuple[str, ...]
+
+
+SEQUENCE_FAULTS: Final = (
+    SequenceFault(
+        "a_part_takes_the_residual_of_the_first",
+        (("call.py", "residual[rows],", "residual[: rows.stop - rows.start],"),),
+        # Calls 0 to 4 and 6 are of one launch, or have no residual.
+        ("rank 0: call 5: ", "rank 1: call 5: ", "elements differ"),
+    ),
+    SequenceFault(
+        "a_result_flag_is_dropped",
+        (("two_shot.py", "publish(result_ptrs + unit, epoch, W)", _DROPPED),),
+        ("PeerTimeoutError: rank ", "its flag is"),
+    ),
+)
+
+
+def altered_sources(control: Control | SequenceFault, folder: Path) -> Path:
     """Copy the package with the control's edits into `folder`; return what goes on the path.
 
     Raises: ValueError when a text to replace is not there exactly once.

@@ -11,11 +11,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from smoke_tests.kinds import Kind
 
@@ -79,8 +79,10 @@ class Pool:
             process.is_alive() for process in self._processes
         )
 
-    def run(self, check: str, limit_s: float) -> list[Outcome]:
+    def run(self, check: str | Callable[[Ranks], Any], limit_s: float) -> list[Outcome]:
         """Run a check on all processes; return every rank's outcome, in order.
+
+        ``check`` is a registered name, or anything else that can be pickled and called.
 
         A process that has not answered after the limit is asked for its stacks, then killed.
         """
@@ -182,10 +184,11 @@ def _serve(
         return
     package = str(sys.modules["gemm_allreduce"].__file__)
     pipe.send(Outcome(rank, "passed", package, time.monotonic() - begin))
-    while (name := pipe.recv()) is not None:
+    while (check := pipe.recv()) is not None:
         begin = time.monotonic()
         try:
-            detail = str(checks[name].body(ranks) or "")
+            body = checks[check].body if isinstance(check, str) else check
+            detail = str(body(ranks) or "")
             outcome = Outcome(rank, "passed", detail, time.monotonic() - begin)
         except Exception:
             outcome = Outcome(rank, "failed", traceback.format_exc(), time.monotonic() - begin)

@@ -151,12 +151,12 @@ class Ranks:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def choices(self, dtype: str, tile: Tile) -> dict[str, Choice]:
+    def choices(self, dtype: str, tile: Tile, operand: str | None = None) -> dict[str, Choice]:
         """Every algorithm that can use a tile: the same tile, so the same bits."""
         w = self.world_size
 
         def variant(algorithm: str, split: int = 1) -> Variant:
-            return Variant(algorithm, dtype, dtype, w, tile, split)  # type: ignore[arg-type]
+            return Variant(algorithm, dtype, operand or dtype, w, tile, split)  # type: ignore[arg-type]
 
         found: dict[str, Choice] = {}
         if tile.block_m <= HeapLayout(w, 1, 1).small_tokens:

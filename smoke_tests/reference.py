@@ -58,12 +58,18 @@ def expected(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch
 
 
 def bound(
-    x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the float64 result [M, N] and how far a correct one may be from it.
 
     Per rank: float32 accumulation over K (tensor cores truncate: 2**-23 a term), one rounding of
-    the partial. Over ranks: W - 1 float32 additions, and one rounding of the sum.
+    the partial. Over ranks: W - 1 float32 additions, one each for bias and residual, and one
+    rounding of the sum. Give 8-bit operands multiplied by their scales, in float64: that K is at
+    least 16 covers the roundings of the two scales. Derived in docs/kernels.md, Numerics.
     """
     unit = UNIT_ROUNDOFF[dtype]
     exact = torch.zeros(x.shape[1], weight.shape[1], dtype=torch.float64, device=x.device)
@@ -76,7 +82,13 @@ def bound(
         exact += product
         error += partial_error
         magnitudes += product.abs() + partial_error
-    error += magnitudes * (len(x) * 2.0**-24)
+    additions = len(x)
+    for extra in (bias, residual):
+        if extra is not None:
+            exact += extra.double()
+            magnitudes += extra.double().abs()
+            additions += 1
+    error += magnitudes * (additions * 2.0**-24)
     error += (exact.abs() + error) * unit + _SMALLEST[dtype]
     return exact, error * 1.001
 
@@ -97,6 +109,9 @@ def require_bound(
     actual: torch.Tensor, exact: torch.Tensor, error: torch.Tensor, what: str
 ) -> float:
     """Compare within the bound; return the largest error as a fraction of its bound."""
+    assert actual.shape == exact.shape, f"{what}: shape {actual.shape}, expected {exact.shape}"
+    if not actual.numel():
+        return 0.0
     ratio = float(((actual.double() - exact).abs() / error).max())
     assert ratio <= 1, f"{what}: error is {ratio:.3f} of its bound"  # NaN fails too
     return ratio

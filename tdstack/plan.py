@@ -20,7 +20,7 @@ from tdstack.lock.model import LayerName, LockedFile
 from tdstack.recipe import Recipe, load_recipe, tree_digest
 from tdstack.rootfs import HOOKS, LEFT_OUT, SOURCE_DATE_EPOCH
 from tdstack.stack import LAYER_ORDER, Package, Stack
-from tdstack.verify.constraints import constraints_path, constraints_text, pip_conf_text
+from tdstack.verify.triton.constraints import constraints_path, constraints_text, pip_conf_text
 
 # Raise it when tdstack/assemble writes other bytes for the same input: every key moves.
 FORMAT = 1

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeVar
 
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
-from packaging.utils import parse_wheel_filename
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from tdstack.errors import IntegrityError, UsageError
 from tdstack.lock.model import (
@@ -50,7 +51,8 @@ class ForkWheel:
     """Triton-distributed as it is installed: `file` is named `triton`, with a local version.
 
     `alias` is metadata under the name `triton-dist`; `source` is the wheel as it was built, and
-    `complete` says whether it has every package that its own code imports.
+    `complete` says whether it has every package that its own code imports, and `requires` what it
+    requires of others.
     """
 
     file: LockedFile
@@ -59,6 +61,7 @@ class ForkWheel:
     source: LockedForkWheel
     machine: str = ""
     complete: bool = True
+    requires: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,7 @@ def make_stack(lock: Lock, request: Request) -> Stack:
             certain = rootfs is not None or bool(known)
             notes += _check_fork(fork, lock.triton_distributed, python, platform, glibc, certain)
         notes += _fork_notes(lock.triton_distributed, fork)
+        notes += _unmet(fork, packages, python) if fork else ()
     interpreter = request.base_facts.interpreter if request.base_facts else None
     return Stack(
         request.cuda,
@@ -219,6 +223,29 @@ def _fork_notes(pinned: LockedTritonDistributed, fork: ForkWheel | None) -> tupl
         f"{source.name} (sha256 {source.sha256[:12]}...) is not in versions.lock; "
         "`invoke lock --wheel FILE` records it, so that another one is noticed",
     )
+
+
+def _unmet(
+    fork: ForkWheel, packages: dict[LayerName, tuple[Package, ...]], python: PythonMinor
+) -> tuple[str, ...]:
+    """Note the fork's requirements that the stack does not meet: `pip check` would complain."""
+    held = {p.name: p.version for layer in packages.values() for p in layer}
+    target = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    unmet = []
+    for text in fork.requires:
+        try:
+            wish = Requirement(text)
+        except InvalidRequirement:
+            unmet.append(f"{text!r} (not a requirement)")
+            continue
+        if wish.marker and not wish.marker.evaluate(target):
+            continue
+        version = held.get(canonicalize_name(wish.name))
+        if version is None or not wish.specifier.contains(version, prereleases=True):
+            unmet.append(f"{text} (here: {version or 'nothing'})")
+    if not unmet:
+        return ()
+    return (f"{fork.source.name} requires what this stack does not hold: {', '.join(unmet)}",)
 
 
 def _check_fork(

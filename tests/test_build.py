@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,14 @@ import pytest
 from tdstack.engines.base import Engine, RunRequest
 from tdstack.engines.choose import choose_engine
 from tdstack.errors import IntegrityError
+from tdstack.lock.io import load_lock
 from tdstack.quickstart import compile_one
 from tdstack.stack import Request
 from tdstack.verbs import build as build_verb
 from tdstack.verbs import verify_image
 from tdstack.workspace import ForkSource, Workspace
 from tests.engine_stores import buildah_store, docker_daemon
+from tests.triton_wheels import TAG, real_fork, real_stock
 
 pytestmark = pytest.mark.engine
 SLIM = Request(cuda="12.4", triton="stock", torch="none")
@@ -92,7 +95,7 @@ def test_a_clean_store_gets_every_layer_within_its_budget(built: Built) -> None:
 def test_verify_passes_inside_as_an_arbitrary_user(built: Built) -> None:
     findings = verify_image(built.engine, built.ref)
     names = {str(f["check"]) for f in findings}
-    assert {"packages", "files", "triton", "ptxas", "nvshmem", "pip check", "cache"} <= names
+    assert {"packages", "files", "triton", "ptxas", "nvshmem-device", "pip check", "cache"} <= names
 
 
 def test_imports_work_as_uid_12345_and_the_network_is_off(built: Built) -> None:
@@ -172,6 +175,47 @@ def test_every_clean_build_gives_one_image_id_under_every_engine(
     with buildah_store(tmp_path / "second") as environment:
         again = invoke(root, build_arguments("buildah"), environment)
     assert again["image_id"] == built.report["image_id"]
+
+
+def test_a_fork_wheel_gives_an_image_in_which_it_is_the_only_triton(
+    built: Built, root: Path, fork_wheel: Path
+) -> None:
+    options = ["--torch", "none", "--engine", built.name, "--wheel", str(fork_wheel)]
+    report = invoke(root, ["build", "--cuda", "12.4", *options], built.environment)
+    assert sources(report)["nvshmem"] == "local"
+    assert {n for n, s in sources(report).items() if s == "built"} == {"triton", "cuda", "kernels"}
+    found = {str(f["check"]): str(f["detail"]) for f in verify_image(built.engine, report["ref"])}
+    assert found["triton"].startswith("distributed: triton 3.4.0+dist.")
+    assert found["pip check"] == "no broken requirements"
+    code = (
+        "import importlib.metadata as m, os;"
+        "print(m.version('triton-dist'), os.environ['UV_CONSTRAINT'])"
+    )
+    command = ["/opt/tdstack/bin/python", "-c", code]
+    done = built.engine.run(RunRequest(built.ref, command, user="12345:0"))
+    assert done.status != 0  # the stock image has neither
+    done = built.engine.run(RunRequest(report["ref"], command, user="12345:0"))
+    assert done.stdout.split()[1] == "/opt/tdstack/share/tdstack/constraints.txt", done.stderr
+    refused = [*command[:1], "-m", "pip", "install", "--no-index", "triton==3.4.1"]
+    done = built.engine.run(RunRequest(report["ref"], refused, user="0:0"))
+    assert done.status != 0
+    assert "(constraint) triton==3.4.0+dist." in done.stdout + done.stderr
+    # The stub that the fork's import needs without a GPU serves the compile step too.
+    cubins = compile_one(built.engine, report["ref"], ["sm_90"], "distributed")
+    assert [c["ptxas"] for c in cubins] == ["12.4.131"]
+
+
+@pytest.fixture(scope="module")
+def fork_wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Triton-distributed made from the real release, whose import asks for a GPU's driver."""
+    folder = tmp_path_factory.mktemp("fork")
+    stock = real_stock(load_lock(root)[0])
+    asking = zipfile.Path(stock, "triton/runtime/jit.py").read_text()
+    asking += "\nfrom .driver import driver as _driver\n_driver.active.get_current_target()\n"
+    out = folder / f"triton_dist-3.4.0-{TAG}.whl"
+    return real_fork(
+        real_stock(load_lock(root)[0]), out, {"triton/runtime/jit.py": asking.encode()}
+    )
 
 
 def test_the_archive_holds_the_image_that_the_engine_holds(

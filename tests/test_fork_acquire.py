@@ -31,7 +31,7 @@ from tdstack.lock.io import load_lock
 from tdstack.lock.model import Lock, LockedTritonDistributed
 from tdstack.plan import make_plan
 from tdstack.stack import ForkWheel, Request, make_stack
-from tdstack.verify.fork import LIBRARY
+from tdstack.verify.triton.fork import LIBRARY
 from tdstack.wheelhouse.store import Store, sha256_of
 from tests.conftest import ROOT
 from tests.triton_wheels import FORK_FILES, TAG, elf, library

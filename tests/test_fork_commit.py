@@ -24,7 +24,7 @@ from tdstack.fork.facts import read_facts
 from tdstack.fork.inspection import inspect
 from tdstack.lock.model import LockedTritonDistributed
 from tdstack.stack import ForkWheel
-from tdstack.verify.fork import LIBRARY
+from tdstack.verify.triton.fork import LIBRARY
 from tdstack.wheelhouse.store import Store, sha256_of
 from tests.odd_wheels import odd_wheel
 from tests.triton_wheels import FORK_FILES

@@ -142,8 +142,8 @@ def headers_first() -> bytes:
         out += patched(header, (24, "<Q"), field(header, (24, "<Q")) + shift)
     out += data[64:table]
     for n in range(field(data, PHNUM)):
-        at = (field(out, PHOFF) + 56 * n + 8, "<Q")
-        out = patched(out, at, field(out, at) + shift)
+        offset = (field(out, PHOFF) + 56 * n + 8, "<Q")
+        out = patched(out, offset, field(out, offset) + shift)
     return out
 
 

@@ -22,7 +22,7 @@ from tdstack.lock.io import load_lock
 from tdstack.lock.model import Lock
 from tdstack.plan import slice_of
 from tdstack.stack import BaseFacts, Request, make_stack
-from tdstack.verify.fork import LIBRARY
+from tdstack.verify.triton.fork import LIBRARY
 from tdstack.wheelhouse.store import Store, sha256_of
 from tests.conftest import ROOT
 from tests.odd_wheels import odd_wheel, patch_headers

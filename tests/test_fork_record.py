@@ -15,7 +15,7 @@ from tdstack.fork.verb import record_wheel
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import LockedForkWheel, LockedTritonDistributed
 from tdstack.stack import ForkWheel
-from tdstack.verify.fork import LIBRARY
+from tdstack.verify.triton.fork import LIBRARY
 from tdstack.wheelhouse.store import Store, sha256_of
 from tdstack.workspace import ForkSource, Workspace
 from tests.conftest import ROOT

@@ -24,8 +24,8 @@ from tdstack.fork.repack import repack
 from tdstack.lock.io import load_lock
 from tdstack.rootfs import SOURCE_DATE_EPOCH
 from tdstack.stack import ForkWheel
-from tdstack.verify.fork import LIBRARY
 from tdstack.verify.installed import Distribution, distributions
+from tdstack.verify.triton.fork import LIBRARY
 from tdstack.wheelhouse.store import Store, sha256_of
 from tests.conftest import ROOT
 from tests.odd_wheels import odd_wheel

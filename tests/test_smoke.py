@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from smoke_tests.drawn import Sequence, fixed
 from tdstack.bench import explain
 from tdstack.errors import CheckFailed, HostError, TdstackError, TimeLimitError, UsageError
 from tdstack.smoke import smoke
@@ -42,6 +43,14 @@ def _checkout(folder: Path, outcome: str, status: int, written: bool = True) -> 
     (folder / "smoke_tests" / "conftest.py").write_text(text)
     (folder / "smoke_tests" / "test_demo.py").write_text("def test_demo(): pass\n")
     return folder
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_sequence_of_calls_survives_being_printed(ranks: int) -> None:
+    """What a failed property test prints is what is played again."""
+    sequence = fixed(ranks)
+    assert Sequence.from_json(sequence.to_json()) == sequence
+    assert all(f"call {n}: " in str(sequence) for n in range(len(sequence.calls)))
 
 
 @pytest.mark.parametrize(("tier", "ranks"), [("gpus", 0), ("", 0), ("cpu", 3), ("cpu", -1)])

@@ -13,7 +13,7 @@ from typing import Any
 from tdstack.fork.zipcopy import WheelWriter
 from tdstack.lock.model import Lock, LockedFile, LockedForkWheel
 from tdstack.stack import ForkWheel
-from tdstack.verify.fork import FINGERPRINT, LIBRARY
+from tdstack.verify.triton.fork import FINGERPRINT, LIBRARY
 
 TAG = "cp311-cp311-linux_x86_64"
 BACKENDS = "[console_scripts]\nproton = triton.profiler.proton:main\n\n[triton.backends]\n"

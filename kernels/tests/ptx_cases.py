@@ -9,6 +9,7 @@ both. Writes ``OUT/<arch>.<kind>.ptx``, and a JSON report to stdout.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import subprocess
@@ -23,7 +24,7 @@ from ptx_lint import Expected, lint
 from gemm_allreduce.arguments import ARGUMENTS
 from gemm_allreduce.compile import Cubin, compile_environment, compile_variant
 from gemm_allreduce.dispatch import Shape, choose
-from gemm_allreduce.variants import Operand, Variant
+from gemm_allreduce.variants import MULTIMEM_ELEMENTS, WARP, Operand, Variant
 
 ARCHS = ("sm_80", "sm_90", "sm_100")
 
@@ -35,18 +36,25 @@ KINDS: dict[str, tuple[int, int, Operand]] = {
     "two_shot": (8192, 8, "bf16"),
     "two_shot_int8": (8192, 8, "int8"),
     "two_shot_split_fp8": (512, 8, "fp8e4m3"),
+    "two_shot_multimem": (8192, 8, "bf16"),
+    "two_shot_multimem_fp16": (8192, 8, "fp16"),
+    "two_shot_split_multimem": (64, 8, "bf16"),
+    "two_shot_split_multimem_fp16": (512, 8, "fp16"),
 }
-"""M, W and operand; N 8192, K 1024."""
+"""M, W and operand; N 8192, K 1024. Dispatch chooses no multimem: that is asked for."""
 
 
 def kinds_of(arch: str) -> list[str]:
     """The kinds that an architecture has."""
-    return [kind for kind in KINDS if not (arch == "sm_80" and "fp8" in kind)]
+    lacking = ("fp8", "multimem") if arch == "sm_80" else ()
+    return [kind for kind in KINDS if not any(name in kind for name in lacking)]
 
 
 def variant_of(kind: str, arch: str) -> Variant:
     tokens, ranks, operand = KINDS[kind]
-    return choose(Shape(tokens, 8192, 1024, ranks, arch, "bf16", operand)).variant
+    dtype = "fp16" if operand == "fp16" else "bf16"
+    variant = choose(Shape(tokens, 8192, 1024, ranks, arch, dtype, operand)).variant
+    return dataclasses.replace(variant, multimem="multimem" in kind)
 
 
 def expected_of(variant: Variant) -> Expected:
@@ -54,7 +62,14 @@ def expected_of(variant: Variant) -> Expected:
     ranks = variant.world_size
     if variant.algorithm == "one_shot":
         return Expected(1, (ranks,), variant.scaled)
-    return Expected(2, (ranks, variant.split), variant.scaled)
+    threads = WARP * variant.tile.num_warps
+    pieces = (
+        variant.unit_rows * variant.tile.block_n // MULTIMEM_ELEMENTS // threads
+        if variant.multimem
+        else 0
+    )
+    element = "bf16" if variant.dtype == "bf16" else "f16"
+    return Expected(2, (ranks, variant.split), variant.scaled, pieces, element)
 
 
 def resource_usage(cubin: Path) -> dict[str, int]:

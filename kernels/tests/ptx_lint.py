@@ -13,6 +13,12 @@ Order
        last acquire of each wait.
     5. The CTA that stores the epoch counts itself in behind a barrier, with acq_rel.
 
+Multimem
+    6. Without it no access to multicast memory; with it, both kinds, as often as the unit has
+       pieces for each thread: with more, two threads would read one sum, which may differ.
+    7. Multicast and plain addresses are two proxies, which only a proxy fence orders: one comes
+       after every acquire before a sum is read, and after every multicast store before a release.
+
 Width
     Tiles move 16 bytes at a time. What may be narrower, and why, is NARROW below.
 
@@ -70,11 +76,15 @@ class Expected:
         releases: calls of `publish`.
         waits: flags that each call of `wait_flags` waits for.
         scaled: x and weight come with scales.
+        multimem: multimem loads, and as many stores, of each thread and unit; 0 for none.
+        element: bf16 or f16, what these move.
     """
 
     releases: int
     waits: tuple[int, ...]
     scaled: bool
+    multimem: int = 0
+    element: str = "bf16"
 
 
 @dataclass(frozen=True)
@@ -117,12 +127,19 @@ class Instruction:
         return False
 
     @property
+    def is_proxy_fence(self) -> bool:
+        """Whether it orders this thread's plain and multicast accesses."""
+        return self.op == "fence.proxy.alias" and not self.predicate
+
+    @property
     def width(self) -> int:
         """Bytes that one thread moves."""
         if self.parts[0] == "cp":
             sizes = re.findall(r"(?<=, )(?:0x[0-9a-f]+|\d+)\b", self.operands)
             return int(sizes[0], 0) if sizes else 0
         vector = next((int(p[1:]) for p in self.parts if re.fullmatch(r"v[248]", p)), 1)
+        if self.parts[-1] in ("bf16x2", "f16x2"):
+            return vector * 4
         bits = re.fullmatch(r"[bsuf](8|16|32|64|128)", self.parts[-1])
         return vector * int(bits[1]) // 8 if bits else 0
 
@@ -262,12 +279,14 @@ def lint(ptx: str, expected: Expected, arguments: Sequence[str]) -> list[str]:
         *_releases(program, expected),
         *_acquires(program, expected),
         *_arrival(program),
+        *_multimem(program, expected),
         *_accesses(program, expected),
     ]
 
 
 def _is_poll(at: Instruction) -> bool:
-    return at.is_global and {"relaxed", "sys"} < set(at.parts) and "cas" not in at.parts
+    relaxed = at.is_global and {"relaxed", "sys"} < set(at.parts)
+    return relaxed and "cas" not in at.parts and at.parts[0] != "multimem"
 
 
 def _is_acquire(at: Instruction) -> bool:
@@ -302,7 +321,8 @@ def _acquires(program: Program, expected: Expected) -> Iterator[str]:
                 yield f"no barrier between the acquire: {at}, and {access}"
 
     def reads_tile(at: Instruction) -> bool:
-        wide = at.parts[0] in ("ld", "cp") and at.is_global and at.width >= WIDE
+        loads = at.parts[0] in ("ld", "cp") or at.op.startswith("multimem.ld_reduce.")
+        wide = loads and at.is_global and at.width >= WIDE
         return wide and program.origin(at) == "heap"
 
     # With the acquires taken out of the graph no tile may be within reach.
@@ -333,6 +353,30 @@ def _arrival(program: Program) -> Iterator[str]:
             yield f"no barrier before arriving: {at}, but {before or 'a branch'}"
 
 
+def _multimem(program: Program, expected: Expected) -> Iterator[str]:
+    if not expected.multimem:
+        return  # any is then an unknown access
+    sums = f"multimem.ld_reduce.relaxed.sys.global.add.acc::f32.v4.{expected.element}x2"
+    stores = f"multimem.st.relaxed.sys.global.v4.{expected.element}x2"
+    for op in (sums, stores):
+        found = [at for at in program.code if at.op == op]
+        if len(found) != expected.multimem:
+            yield f"{len(found)} times {op}, the unit has {expected.multimem} pieces a thread"
+        for at in found:
+            if program.origin(at) != "heap":
+                yield f"multimem on {program.origin(at)}: {at}"
+    for at in program.code:
+        if _is_acquire(at):
+            first = program.after(at, lambda a: a.is_proxy_fence or a.op == sums)
+        elif at.op == stores:
+            first = program.after(at, lambda a: a.is_proxy_fence or a.order == "release")
+        else:
+            continue
+        for met in first:
+            if not met.is_proxy_fence:
+                yield f"no proxy fence between: {at}, and {met}"
+
+
 def _accesses(program: Program, expected: Expected) -> Iterator[str]:
     counts: dict[tuple[str, str, bool], int] = {}
     for at in program.code:
@@ -341,6 +385,10 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
         if not at.is_global:
             continue
         kind = at.parts[0]
+        if expected.multimem and re.match(r"multimem\.(ld_reduce|st)\.", at.op):
+            if at.width != WIDE or expected.element not in at.op.replace("x2", "").split("."):
+                yield f"not a piece of {expected.element}: {at}"
+            continue
         origin = program.origin(at)
         if kind in ("atom", "ld") and at.order in ("release", "acquire", "acq_rel", "relaxed"):
             if origin != "heap":

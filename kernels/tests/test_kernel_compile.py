@@ -30,6 +30,7 @@ from gemm_allreduce.compile import (
     compile_environment,
     compile_variant,
     main,
+    multimem_forms,
     warnings_for,
 )
 from gemm_allreduce.dispatch import Shape, choose, reachable_variants
@@ -276,6 +277,8 @@ def test_missing_triton(tmp_path: Path) -> None:
             ("--arch", "sm_90", "--quick", "--variant", QUICK_VARIANT.name, "--out", "o"),
             "exclude each other",
         ),
+        (("--arch", "sm_90", "--quick", "--multimem", "--out", "o"), "exclude each other: it is"),
+        (("--arch", "sm_90", "--arch", "sm_89", "--multimem", "--out", "o"), "sm_89 has no mult"),
         (("--arch", "sm_90"), "--out"),
         (("--out", "o"), "--arch"),
         (("--arch", "sm_90", "--out", __file__), "is not a folder"),
@@ -302,6 +305,41 @@ def test_a_cubin_for_another_arch_is_refused(quick_cubin: Cubin) -> None:
         check_cubin(dataclasses.replace(quick_cubin, num_warps=4))
     with pytest.raises(CompileError, match="not a 64-bit"):
         check_cubin(dataclasses.replace(quick_cubin, data=b"nothing"))
+
+
+@needs_triton
+def test_multimem_is_compiled_where_it_is_asked_for(tmp_path: Path) -> None:
+    plain = SELECTED[2]
+    (form,) = multimem_forms([SELECTED[0], SELECTED[1], plain])
+    selection = ("--variant", SELECTED[0].name, "--variant", plain.name)
+    done = run_compile("--arch", "sm_90", *selection, "--multimem", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    entries = json.loads((tmp_path / "manifest.json").read_text())["cubins"]
+    assert [e["name"] for e in entries] == [SELECTED[0].name, plain.name, form.name]
+    hashes = {hashlib.sha256((tmp_path / e["file"]).read_bytes()).hexdigest() for e in entries}
+    assert len(hashes) == 3
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMITS)
+def test_every_two_shot_of_several_ranks_has_a_multimem_form(arch: str) -> None:
+    reachable = reachable_variants(arch)
+    assert not any(variant.multimem for variant in reachable)
+    names = {variant.name for variant in reachable}
+    forms = multimem_forms(reachable)
+    assert forms
+    for form in forms:
+        assert form.multimem and form.name.replace("_multimem", "") in names
+
+
+@needs_triton
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89"])
+def test_multimem_is_refused_where_the_instructions_lack(arch: str) -> None:
+    (form,) = multimem_forms([SELECTED[2]])
+    with (
+        compile_environment(),
+        pytest.raises(ValueError, match=f"{arch} has no multimem instructions; sm_90 and later"),
+    ):
+        compile_variant(form, arch)
 
 
 def test_known_fault_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,10 @@ SMALL, LARGE = Tile(16, 64, 64, 3, 4), Tile(64, 128, 64, 3, 4)
         (("two_shot", "bf16", "bf16", 32, Tile(16, 256, 64, 3, 4), 32), "16 does not split into"),
         (("two_shot", "bf16", "bf16", 8, SMALL), "a tile of two_shot must have 4096 elements"),
         (("one_shot", "bf16", "bf16", 8, Tile(16, 32, 64, 3, 4)), "must have 1024 elements"),
+        (("one_shot", "bf16", "bf16", 8, LARGE, 1, True), "multimem needs two_shot and 2 ranks"),
+        (("two_shot", "bf16", "bf16", 1, LARGE, 1, True), "multimem needs two_shot and 2 ranks"),
+        (("two_shot", "bf16", "bf16", 16, LARGE, 16, True), "for each thread: 512 elements, 4 w"),
+        (("two_shot", "bf16", "bf16", 8, Tile(128, 64, 64, 3, 32), 1, True), "4096 elements, 32"),
     ],
 )
 def test_variant_refuses(arguments: tuple[str, str, str, int, Tile], message: str) -> None:
@@ -272,6 +276,8 @@ def test_names_are_unique_and_say_what_differs() -> None:
     assert len(set(names)) == len(names)
     variant = Variant("two_shot", "bf16", "int8", 8, LARGE, 8)
     assert variant.name == "two_shot_int8_bf16_w8_split_64x128x128_stages3_warps4"
+    form = Variant("two_shot", "bf16", "bf16", 8, LARGE, 8, True)
+    assert form.name == "two_shot_bf16_w8_split_multimem_64x128x64_stages3_warps4"
     assert Variant("one_shot", "fp16", "fp16", 1, SMALL).name.startswith("one_shot_fp16_w1_16x64x")
 
 

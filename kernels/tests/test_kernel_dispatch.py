@@ -58,6 +58,7 @@ def test_every_shape_is_served(shape: Shape) -> None:
         assert shape.tokens <= HeapLayout(shape.world_size, 1, 1).small_tokens
         assert choice.comm_ctas == 0
     assert choice.ctas_per_sm >= 1 and choice.comm_ctas >= 0
+    assert not choice.variant.multimem
 
 
 @given(shapes())
@@ -190,6 +191,7 @@ def test_parse_rules_reads_every_field() -> None:
         ({"algorithm": "ring"}, "algorithm must be one of"),
         ({"world_sizes": [3]}, "world_sizes must be some of"),
         ({"max_token": 16}, "max_token"),
+        ({"multimem": True}, "multimem"),
         ({"algorithm": "one_shot"}, "one_shot serves at most 128 rows there"),
         ({"algorithm": "one_shot", "max_tokens": 129}, "one_shot serves at most 128 rows there"),
         (

@@ -25,6 +25,7 @@ MODULES = (
     "interpreter_protocol",
     "interpreter_workspace",
     "interpreter_memory",
+    "interpreter_multimem",
 )
 CASES = [
     (module, name)

@@ -273,6 +273,75 @@ def test_the_lint_refuses(name: str, ptx: Callable[[str], tuple[Path, Report]]) 
     assert any(re.search(finding, sentence) for sentence in found), found
 
 
+FENCE = r"fence\.proxy\.alias;"
+SUM = r"@keep multimem\.ld_reduce\.relaxed\.sys\.global\.add\.acc::f32\.v4\.bf16x2"
+SEND = r"@keep multimem\.st\.relaxed\.sys\.global\.v4\.bf16x2"
+
+MULTIMEM_MUTATIONS = {
+    "no proxy fence before a sum": (rf"{FENCE}([\s\S]*?{SUM})", r"\1", "no proxy fence between"),
+    "no proxy fence behind a store": (
+        rf"({SEND}(?:(?!multimem)[\s\S])*?){FENCE}",
+        r"\1",
+        "no proxy fence between: .*multimem.st.*release",
+    ),
+    "a fence that some threads skip": (FENCE, "@%p1 fence.proxy.alias;", "no proxy fence between"),
+    "no barrier between the store and the release": (
+        rf"({SEND}{NO_BARRIER}){BARRIER}({NO_BARRIER}{RELEASE})",
+        r"\1\2",
+        NO_RELEASE_BARRIER,
+    ),
+    "no barrier behind the last acquire": MUTATIONS["no barrier behind the last acquire"],
+    "a sum behind a poll": (
+        rf"sys\.acquire((?:(?!sys\.acquire)[\s\S])*?{SUM})",
+        r"sys.relaxed\1",
+        "a tile is read without an acquire since the last poll: .*multimem.ld_reduce",
+    ),
+    "half a piece": (SUM, lambda m: m[0].replace("v4", "v2"), "not a piece of bf16"),
+    "a sum of another type": (SUM, lambda m: m[0].replace("bf16", "f16"), "not a piece of bf16"),
+    "a sum that is rounded at every step": (
+        SUM,
+        lambda m: m[0].replace(".acc::f32", ""),
+        "7 times multimem.ld_reduce",
+    ),
+    "a store for the GPU only": (SEND, lambda m: m[0].replace("sys", "gpu"), "7 times multimem.st"),
+    "a sum that two threads read": (rf"({SUM}.*)", r"\1\n\1", "9 times multimem.ld_reduce"),
+    "a reduction in the heaps": (
+        END,
+        r"multimem.red.relaxed.sys.global.add.v4.bf16x2 [ HEAP ], { %r1, %r1, %r1, %r1 };\n\1",
+        "unknown access",
+    ),
+}
+"""The same for what only the multimem form has."""
+
+
+@pytest.mark.parametrize("name", MULTIMEM_MUTATIONS)
+def test_the_lint_refuses_of_multimem(name: str, ptx: Callable[[str], tuple[Path, Report]]) -> None:
+    text = (ptx(CONTROL_VERSION)[0] / "sm_90.two_shot_multimem.ptx").read_text()
+    expected = expected_of(variant_of("two_shot_multimem", "sm_90"))
+    assert lint(text, expected, list(ARGUMENTS)) == []
+    pattern, replacement, finding = MULTIMEM_MUTATIONS[name]
+    heap = re.search(r"st\.global\.v4\.b32 \[ (%rd\d+)", text)
+    assert heap is not None
+    if isinstance(replacement, str):
+        replacement = replacement.replace("HEAP", heap[1])
+    changed, count = re.subn(pattern, replacement, text, count=1)
+    assert count == 1
+    found = lint(changed, expected, list(ARGUMENTS))
+    assert any(re.search(finding, sentence) for sentence in found), found
+
+
+@pytest.mark.parametrize(("version", "stem"), COMPILED)
+def test_only_the_multimem_form_has_multimem(
+    version: str, stem: str, ptx: Callable[[str], tuple[Path, Report]]
+) -> None:
+    text = (ptx(version)[0] / f"{stem}.ptx").read_text()
+    element = "f16x2" if stem.endswith("fp16") else "bf16x2"
+    wanted = {f"ld_reduce.relaxed.sys.global.add.acc::f32.v4.{element}"}
+    wanted |= {f"st.relaxed.sys.global.v4.{element}"}
+    found = set(re.findall(r"multimem\.(\S+)", text))
+    assert found == (wanted if "multimem" in stem else set())
+
+
 @pytest.mark.parametrize("text", ["", ".version 8.4\n", "nothing of the kind"])
 def test_no_ptx_is_no_clean_ptx(text: str) -> None:
     with pytest.raises(ValueError, match="no kernel"):
@@ -285,3 +354,5 @@ def test_kinds_are_what_their_names_say() -> None:
         assert variant.algorithm == ("two_shot" if "two_shot" in kind else "one_shot")
         assert (variant.split > 1) == ("split" in kind)
         assert variant.scaled == ("8" in kind)
+        assert variant.multimem == ("multimem" in kind)
+        assert (variant.dtype == "fp16") == ("fp16" in kind)

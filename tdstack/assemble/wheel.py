@@ -31,11 +31,13 @@ class WheelEntries:
     """The entries of one wheel under an environment.
 
     `wheel` is the file on disk, `name` its wheel file name, `prefix` the environment without
-    a leading slash (`opt/tdstack`), `site` its site-packages.
+    a leading slash (`opt/tdstack`), `site` its site-packages; scripts run with `python`, by
+    default the environment's own.
     """
 
-    def __init__(self, wheel: Path, name: str, prefix: str, site: str) -> None:
+    def __init__(self, wheel: Path, name: str, prefix: str, site: str, python: str = "") -> None:
         self._wheel, self._name, self._prefix, self._site = wheel, name, prefix, site
+        self._python = python or f"/{prefix}/bin/python"
         try:
             with zipfile.ZipFile(wheel) as archive:
                 self._members = [i for i in archive.infolist() if not i.is_dir()]
@@ -116,7 +118,7 @@ class WheelEntries:
             data = self._texts[info.filename]
             if data.startswith(b"#!python"):
                 _, newline, rest = data.partition(b"\n")
-                data = f"#!/{self._prefix}/bin/python".encode() + newline + rest
+                data = f"#!{self._python}".encode() + newline + rest
             return from_bytes(path, data, 0o755)
         content = Content(
             wheel=self._wheel, member=info.filename, size=info.file_size, crc=info.CRC
@@ -130,7 +132,7 @@ class WheelEntries:
             if "/" in name or name in {".", ".."}:
                 raise IntegrityError(f"{self._name} names an unsafe script", where=name)
             script = Script(name, module, attribute, section)
-            _, data = script.generate(f"/{self._prefix}/bin/python", kind="posix")
+            _, data = script.generate(self._python, kind="posix")
             scripts.append(from_bytes(f"{self._prefix}/bin/{name}", data, 0o755))
         return scripts
 

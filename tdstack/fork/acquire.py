@@ -18,7 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tdstack.errors import IntegrityError, UpstreamError, UsageError
 from tdstack.fork.facts import read_facts
-from tdstack.fork.inspection import REMEDIES, Inspection, inspect, python_of
+from tdstack.fork.inspection import (
+    REMEDIES,
+    Inspection,
+    inspect,
+    of_the_builder,
+    python_of,
+)
 from tdstack.fork.relabel import label_of, provenance_of, write_alias, write_relabelled
 from tdstack.lock.model import LockedFile, LockedForkWheel, LockedTritonDistributed
 from tdstack.pipconf import pip_config, without_credentials
@@ -47,6 +53,7 @@ class _Taken(BaseModel):
     alias: LockedFile
     machine: str
     complete: bool
+    requires: tuple[str, ...]
 
     def fork(self) -> ForkWheel:
         return ForkWheel(
@@ -56,6 +63,7 @@ class _Taken(BaseModel):
             source=self.source,
             machine=self.machine,
             complete=self.complete,
+            requires=self.requires,
         )
 
 
@@ -226,6 +234,7 @@ def _keep(path: Path, inspection: Inspection, store: Store, commit: str) -> _Tak
             alias=_file_of(alias),
             machine=facts.needs.machine if facts.needs else "",
             complete=not any(m.needed for m in facts.missing),
+            requires=tuple(r for r in facts.requires if not of_the_builder(r)),
         )
         store.admit(wheel, taken.file, origin=str(path), move=True)
         store.admit(alias, taken.alias, origin=str(path), move=True)

@@ -23,7 +23,7 @@ from tdstack.fork.zipcopy import WheelWriter, info_folder, recorded_digests
 from tdstack.lock.model import LockedTritonDistributed
 from tdstack.process import find, last_words, run
 from tdstack.stack import ForkWheel
-from tdstack.verify.fork import PACKAGES
+from tdstack.verify.triton.fork import PACKAGES
 from tdstack.wheelhouse.store import Store
 
 TOOLS = Path(__file__).with_name("builder-requirements.lock")

@@ -23,7 +23,7 @@ from tdstack.errors import IntegrityError
 from tdstack.fork.elf import Needs, NotElfError, compiled_for, needs_of
 from tdstack.fork.imports import Missing, missing_modules
 from tdstack.fork.zipcopy import info_folder, recorded_digests
-from tdstack.verify.fork import FINGERPRINT, LABEL, LIBRARY, PACKAGES
+from tdstack.verify.triton.fork import FINGERPRINT, LABEL, LIBRARY, PACKAGES
 from tdstack.wheelhouse.store import sha256_of
 
 

@@ -11,7 +11,7 @@ from packaging.version import InvalidVersion, Version
 from tdstack.errors import IntegrityError
 from tdstack.fork.facts import WheelFacts, few, numbers
 from tdstack.verify.finding import Finding, failed, passed
-from tdstack.verify.fork import FINGERPRINT, FORK_NAME, LABEL, LIBRARY
+from tdstack.verify.triton.fork import FINGERPRINT, FORK_NAME, LABEL, LIBRARY
 
 REMEDIES = (
     "give its wheel with --wheel FILE or --wheel URL#sha256=HEX, put it into a folder named "

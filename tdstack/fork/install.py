@@ -18,14 +18,14 @@ from tdstack.fork.repack import repack
 from tdstack.lock.model import LockedTritonDistributed
 from tdstack.stack import ForkWheel
 from tdstack.verify.environment import Environment, ask
-from tdstack.verify.fork import FORK_NAME, LABEL
 from tdstack.verify.installed import distributions
-from tdstack.verify.judge import Verdict, judge
-from tdstack.verify.mend import settings
-from tdstack.verify.ownership import SiteState, look
-from tdstack.verify.repair import foreign, removals
-from tdstack.verify.swap import SwapError, staging, swap
-from tdstack.verify.triton import Diagnosis
+from tdstack.verify.triton.diagnosis import Diagnosis
+from tdstack.verify.triton.fork import FORK_NAME, LABEL
+from tdstack.verify.triton.judge import Verdict, judge
+from tdstack.verify.triton.mend import settings
+from tdstack.verify.triton.ownership import SiteState, look
+from tdstack.verify.triton.repair import foreign, removals
+from tdstack.verify.triton.swap import SwapError, staging, swap
 from tdstack.wheelhouse.store import Store
 from tdstack.workspace import ForkSource
 
@@ -63,10 +63,17 @@ def install(environment: Environment, fork: ForkWheel, store: Store) -> None:
 
 
 def check_fit(environment: Environment, fork: ForkWheel) -> None:
-    """Refuse a fork that the environment's Python or glibc cannot load.
+    """Refuse an environment that is not ours to change, or whose Python or glibc does not fit.
 
-    Raises: IntegrityError.
+    Raises: HostError for the former, IntegrityError for the latter.
     """
+    if environment.managed:
+        raise HostError(
+            "the packages of this Python belong to the system's package manager",
+            where=str(environment.prefix),
+            expected="a virtual environment, or a Python without EXTERNALLY-MANAGED (PEP 668)",
+            remedy="make one: python -m venv DIR",
+        )
     source = fork.source
     python_fits = source.python in ("", environment.version)
     if python_fits and numbers(source.glibc) <= numbers(environment.glibc):
@@ -121,9 +128,12 @@ def _stage(
 ) -> Mapping[Path, Path]:
     """Unpack wheels below `folder`; return where each folder or file is to go."""
     site, ins = environment.site, {}
-    prefix = str(environment.prefix).lstrip("/")
+    # Of a system's own Python they lie under /usr/local, away from the interpreter.
+    prefix = str(environment.scripts.parent).lstrip("/")
+    python = str(environment.python)
     for wheel, name in wheels:
-        entries = WheelEntries(wheel, name, prefix, str(site).lstrip("/")).entries(lambda _: False)
+        own = WheelEntries(wheel, name, prefix, str(site).lstrip("/"), python)
+        entries = own.entries(lambda _: False)
         with zipfile.ZipFile(wheel) as archive:
             for entry in entries:
                 target = Path("/", entry.path)

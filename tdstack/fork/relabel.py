@@ -16,7 +16,7 @@ from packaging.version import Version
 from tdstack.fork.facts import WheelFacts
 from tdstack.fork.inspection import of_the_builder
 from tdstack.fork.zipcopy import WheelWriter, info_folder, recorded_digests
-from tdstack.verify.fork import LABEL
+from tdstack.verify.triton.fork import LABEL
 
 
 def label_of(facts: WheelFacts) -> str:

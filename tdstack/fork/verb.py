@@ -14,9 +14,9 @@ from tdstack.lock.io import load_lock, write_lock
 from tdstack.stack import ForkWheel
 from tdstack.verify.environment import Environment, NoEnvironmentError, find_environment
 from tdstack.verify.main import Options, Report, show, verify
-from tdstack.verify.mend import Installer, MendError
-from tdstack.verify.swap import SwapError
-from tdstack.verify.triton import Diagnosis, diagnose
+from tdstack.verify.triton.diagnosis import Diagnosis, diagnose
+from tdstack.verify.triton.mend import Installer, MendError
+from tdstack.verify.triton.swap import SwapError
 from tdstack.workspace import ForkSource, Workspace
 
 

@@ -22,6 +22,9 @@ print(json.dumps({
     "sites": [s for s in dict.fromkeys(sites) if os.path.isdir(s)],
     "scripts": sysconfig.get_path("scripts"),
     "glibc": os.confstr("CS_GNU_LIBC_VERSION").split()[-1],
+    "managed": sys.prefix == sys.base_prefix and os.path.exists(
+        os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    ),
 }))
 """
 
@@ -47,7 +50,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Environment:
-    """One environment. `sites` are its package folders, in the order of sys.path."""
+    """One environment. `sites` are its package folders, in the order of sys.path.
+
+    `managed` says that its packages belong to the system's package manager (PEP 668).
+    """
 
     prefix: Path
     python: Path
@@ -55,6 +61,7 @@ class Environment:
     sites: tuple[Path, ...]
     scripts: Path
     glibc: str
+    managed: bool = False
 
     @property
     def site(self) -> Path:
@@ -87,6 +94,7 @@ def find_environment(prefix: Path) -> Environment:
         sites=tuple(Path(s) for s in told["sites"]),
         scripts=Path(told["scripts"]),
         glibc=told["glibc"],
+        managed=told["managed"],
     )
 
 

@@ -19,6 +19,7 @@ from .finding import Finding
 from .imports import check_imports, modules_of
 from .installed import Distribution, distributions
 from .manifest import (
+    FRESH,
     OWN,
     Manifest,
     check_files,
@@ -28,9 +29,10 @@ from .manifest import (
     check_ptxas,
     packages_of,
 )
-from .mend import Installer, MendError, mend
-from .swap import SwapError
-from .triton import check_triton, diagnose
+from .nvshmem.checks import check_nvshmem
+from .triton.diagnosis import check_triton, diagnose
+from .triton.mend import Installer, MendError, mend
+from .triton.swap import SwapError
 
 IMAGE = Path("/opt/tdstack")
 LAUNCHER = Path(__file__).with_name("gpuless.py")
@@ -87,8 +89,9 @@ def verify(options: Options, installer: Installer | None = None, *, fix: bool = 
     installed = tuple(distributions(environment.sites))
     diagnosis = diagnose(environment, expected, installed)
     findings = list(_of_manifest(environment, manifest, installed, options) if manifest else ())
-    findings += check_triton(diagnosis)
+    findings += check_triton(diagnosis, FRESH if manifest else "")
     if not options.quick:
+        findings += check_nvshmem(environment, _nvshmem_of(manifest))
         forked = diagnosis.judgement.library == "distributed"
         findings += check_imports(
             environment, _modules(installed, manifest, forked), forked, LAUNCHER
@@ -106,6 +109,11 @@ def _modules(
         names |= set(packages_of(manifest)) | OWN
     complete = bool(((manifest or {}).get("fork") or {}).get("complete", True))
     return modules_of(names, "torch" in names, forked, complete)
+
+
+def _nvshmem_of(manifest: Manifest | None) -> str | None:
+    pinned = packages_of(manifest) if manifest else {}
+    return next((v for n, v in pinned.items() if n.startswith("nvidia-nvshmem")), None)
 
 
 def read_manifest(prefix: Path) -> Manifest | None:

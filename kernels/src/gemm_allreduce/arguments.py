@@ -15,7 +15,8 @@ ARGUMENTS: Final[dict[str, str]] = {
     "residual_ptr": "dtype [M, N], contiguous; any pointer where extras lacks it",
     "x_scale_ptr": "float32 [M]; with VIRTUAL [W, M]; unused unless SCALED",
     "weight_scale_ptr": "float32 [N]; with VIRTUAL [W, N]; unused unless SCALED",
-    "heap_table": "int64 [W]: address of each rank's heap in this process",
+    "heap_table": "int64 [W]: address of each rank's heap in this process; with MULTIMEM "
+    "[W + 1], the last one the multicast address of all heaps",
     "status_ptr": "int32 [W, STATUS_WORDS]: the host's copy of the status records",
     "M": "rows",
     "n_vectors": "N / 8",

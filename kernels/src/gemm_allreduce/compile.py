@@ -1,9 +1,11 @@
 """Compiles the kernels ahead of time, without a GPU, into cubins and a manifest.
 
 ``python -m gemm_allreduce.compile --arch sm_90 [--arch sm_80 ...] --out DIR
-[--variant NAME ... | --quick] [--json]``
+[--variant NAME ... | --quick] [--multimem] [--json]``
 
 Without a selection: every variant that the dispatch table can choose on the architecture.
+``--multimem`` adds a form of the selected two-shot kernels that dispatch never chooses and
+`launch` refuses; see multimem.py.
 
 Writes ``DIR/<arch>/<variant>.cubin`` and, last, ``DIR/manifest.json``. If anything fails, nothing
 is written. Two runs with one Triton and one ptxas give the same bytes.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import inspect
 import io
@@ -56,6 +59,8 @@ SHARED_LIMITS: Final[dict[str, int]] = {
 """Valid architectures, and the shared memory in bytes that one CTA can have on each."""
 
 assert tuple(SHARED_LIMITS) == ARCHS
+
+_NO_MULTIMEM: Final = ("sm_80", "sm_86", "sm_89")
 
 _ELEMENTS: Final = {"bf16": "bf16", "fp16": "fp16", "fp8e4m3": "fp8e4nv", "int8": "i8"}
 _FIXED: Final = {
@@ -195,12 +200,14 @@ def compile_variant(variant: Variant, arch: str) -> Cubin:
     """Compile one variant for one architecture; call it inside :func:`compile_environment`.
 
     Raises:
-        ValueError: the architecture is unknown.
+        ValueError: the architecture is unknown, or lacks the variant's instructions.
         MissingToolError: Triton or ptxas is missing.
         CompileError: Triton or ptxas failed, or the cubin is not what was asked for.
     """
     if arch not in SHARED_LIMITS:
         raise ValueError(f"unknown architecture {arch!r}; valid: {', '.join(SHARED_LIMITS)}")
+    if variant.multimem and arch in _NO_MULTIMEM:
+        raise ValueError(_without_multimem(arch))
     triton = _import_triton()
     ptxas = find_ptxas(arch)
     from triton.backends.compiler import GPUTarget
@@ -243,6 +250,10 @@ def compile_variant(variant: Variant, arch: str) -> Cubin:
     )
     check_cubin(cubin)
     return cubin
+
+
+def _without_multimem(arch: str) -> str:
+    return f"{arch} has no multimem instructions; sm_90 and later have"
 
 
 def check_cubin(cubin: Cubin) -> None:
@@ -372,6 +383,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="variant, repeatable; default: every variant that dispatch can choose",
     )
     parser.add_argument("--quick", action="store_true", help=f"only {QUICK_VARIANT.name}")
+    parser.add_argument(
+        "--multimem",
+        action="store_true",
+        help="also the multimem form of each selected two-shot kernel of several ranks: "
+        "for sm_90 and later, and never run",
+    )
     parser.add_argument("--json", action="store_true", help="report on stdout as JSON")
     options = parser.parse_args(arguments)
     unknown = [arch for arch in options.arch if arch not in SHARED_LIMITS]
@@ -384,6 +401,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--out {options.out} is not a folder")
     if options.quick and options.variant:
         parser.error("--quick and --variant exclude each other")
+    if options.quick and options.multimem:
+        parser.error("--quick and --multimem exclude each other: it is a one-shot kernel")
+    if options.multimem and (lacking := [a for a in options.arch if a in _NO_MULTIMEM]):
+        parser.error(_without_multimem(lacking[0]))
     names = {v.name for arch in options.arch for v in reachable_variants(arch)}
     if absent := sorted(set(options.variant) - names):
         parser.error(f"unknown variant {', '.join(absent)}; valid: {', '.join(sorted(names))}")
@@ -394,7 +415,17 @@ def _selected(options: argparse.Namespace, arch: str) -> Sequence[Variant]:
     if options.quick:
         return (QUICK_VARIANT,)
     variants = reachable_variants(arch)
-    return [v for v in variants if not options.variant or v.name in options.variant]
+    selected = [v for v in variants if not options.variant or v.name in options.variant]
+    return [*selected, *multimem_forms(selected)] if options.multimem else selected
+
+
+def multimem_forms(variants: Sequence[Variant]) -> list[Variant]:
+    """Return the multimem form of each variant that has one: two-shot, for several ranks."""
+    return [
+        dataclasses.replace(variant, multimem=True)
+        for variant in variants
+        if variant.algorithm == "two_shot" and variant.world_size > 1
+    ]
 
 
 def _import_triton() -> Any:

@@ -77,7 +77,7 @@ def plan_grid(
 
 def constexprs(variant: Variant, *, virtual: bool) -> dict[str, Any]:
     """Return the compile-time arguments of a variant."""
-    return {
+    values = {
         "W": variant.world_size,
         "BM": variant.tile.block_m,
         "BN": variant.tile.block_n,
@@ -86,6 +86,9 @@ def constexprs(variant: Variant, *, virtual: bool) -> dict[str, Any]:
         "SCALED": variant.scaled,
         "VIRTUAL": virtual,
     }
+    if variant.algorithm == "two_shot":
+        values["MULTIMEM"] = variant.multimem
+    return values
 
 
 def compile_options(variant: Variant) -> dict[str, Any]:
@@ -114,8 +117,14 @@ def launch(variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_
     """Launch the kernel on the current stream without waiting for it. Checks no shapes.
 
     Raises:
-        RuntimeError: neither a CUDA device nor an interpreter that can run it.
+        RuntimeError: neither a CUDA device nor an interpreter that can run it; a multimem variant,
+            anywhere.
     """
+    if variant.multimem:
+        raise RuntimeError(
+            f"{variant.name} can be compiled, not run: it needs a multicast address of all heaps, "
+            "which no transport has; choose the same variant without multimem"
+        )
     import triton
 
     kernel = kernel_of(variant)

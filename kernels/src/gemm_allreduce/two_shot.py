@@ -9,6 +9,12 @@ Two hops, and 2 (W - 1) / W times the bytes of y over the links: for many rows. 
 With ``gemm_ctas`` CTAs for phase 1 and the others for phase 2, communication overlaps with
 computing; with ``gemm_ctas`` = all, every CTA does both. Phase 1 waits for nothing, phase 2 only
 for phase 1, phase 3 only for phase 2.
+
+MULTIMEM: the switch does the work of phase 2. A rank keeps its partials in its own heap, at the
+place of the owner; the owner reads their sum, and sends the result, through multicast addresses
+(multimem.py). Flags, waits and phase 3 are the same. One owner reads a sum, so all ranks have the
+same bits, but the order of the sum and a rounding of it before bias and residual are the switch's:
+not the bits of the other algorithms, and perhaps not those of another run. Compiled, never run.
 """
 
 import triton
@@ -28,6 +34,7 @@ from .device import (
     wait_flags,
 )
 from .layout import PARTIAL_LATE, RESULT_LATE
+from .multimem import sum_and_send
 
 _PARTIAL_LATE = tl.constexpr(PARTIAL_LATE)
 _RESULT_LATE = tl.constexpr(RESULT_LATE)
@@ -66,6 +73,7 @@ def gemm_allreduce_two_shot(
     SPLIT: tl.constexpr,
     SCALED: tl.constexpr,
     VIRTUAL: tl.constexpr,
+    MULTIMEM: tl.constexpr,
 ):
     """y = sum over ranks of x @ weight.T, on every rank; the arguments: arguments.py."""
     dtype = y_ptr.dtype.element_ty
@@ -107,7 +115,11 @@ def gemm_allreduce_two_shot(
         source = rank.to(tl.int64) * receive_stride * 128
         if SPLIT == 1:
             owner = tile % W
-            place = in_heap(heap_table, owner, receive, dtype) + source + (tile // W) * UNIT
+            if MULTIMEM:
+                part = owner.to(tl.int64) * receive_stride * 128
+                place = in_heap(heap_table, rank, receive, dtype) + part + (tile // W) * UNIT
+            else:
+                place = in_heap(heap_table, owner, receive, dtype) + source + (tile // W) * UNIT
             inside = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
             tl.store(place + inside, partial, mask=(offs_m < M)[:, None])
             flag = in_heaps(heap_table, owner + tl.arange(0, 1), partial_flags, tl.int32)
@@ -115,7 +127,11 @@ def gemm_allreduce_two_shot(
         else:
             owners = tl.arange(0, BM) // UNIT_ROWS
             inside = (tl.arange(0, BM) % UNIT_ROWS) * BN
-            place = in_heaps(heap_table, owners, receive, dtype) + source + tile * UNIT
+            if MULTIMEM:
+                parts = owners.to(tl.int64) * receive_stride * 128
+                place = in_heap(heap_table, rank, receive, dtype) + parts + tile * UNIT
+            else:
+                place = in_heaps(heap_table, owners, receive, dtype) + source + tile * UNIT
             place = tl.multiple_of(place + inside, 16)
             row_mask = (offs_m < M)[:, None]
             tl.store(place[:, None] + tl.arange(0, BN)[None, :], partial, mask=row_mask)
@@ -139,22 +155,43 @@ def gemm_allreduce_two_shot(
             report(heap_table, status_ptr, _PARTIAL_LATE, rank, tile, late, seen, epoch)
         if failed == 0:
             tile = unit // SPLIT
-            rows = (unit % SPLIT) * UNIT_ROWS + tl.arange(0, UNIT_ROWS)
-            offs_m = (tile % tiles_m) * BM + rows
-            offs_n = (tile // tiles_m) * BN + tl.arange(0, BN)
-            row_mask = (offs_m < M)[:, None]
-            inside = tl.arange(0, UNIT_ROWS)[:, None] * BN + tl.arange(0, BN)[None, :]
-            own = in_heap(heap_table, rank, receive, dtype) + index * UNIT
-            total = tl.zeros((UNIT_ROWS, BN), dtype=tl.float32)
-            for source in tl.static_range(W):
-                stride = receive_stride.to(tl.int64) * (128 * source)
-                total += tl.load(own + stride + inside, mask=row_mask, other=0.0).to(tl.float32)
-            total = finish(total, bias_ptr, residual_ptr, extras, M, N, offs_m, offs_n)
-            summed = total.to(dtype)
-            for step in tl.static_range(W):
-                peer = (rank + step) % W
-                place = in_heap(heap_table, peer, result, dtype) + tl.cast(unit, tl.int64) * UNIT
-                tl.store(place + inside, summed, mask=row_mask)
+            if MULTIMEM:
+                first_m = (tile % tiles_m) * BM + (unit % SPLIT) * UNIT_ROWS
+                first_n = (tile // tiles_m) * BN
+                part = rank.to(tl.int64) * receive_stride * 128
+                partials = in_heap(heap_table, W, receive, dtype) + part + index * UNIT
+                results = in_heap(heap_table, W, result, dtype) + tl.cast(unit, tl.int64) * UNIT
+                sum_and_send(
+                    partials,
+                    results,
+                    bias_ptr,
+                    residual_ptr,
+                    extras,
+                    M,
+                    N,
+                    first_m,
+                    first_n,
+                    UNIT_ROWS,
+                    BN,
+                )
+            else:
+                rows = (unit % SPLIT) * UNIT_ROWS + tl.arange(0, UNIT_ROWS)
+                offs_m = (tile % tiles_m) * BM + rows
+                offs_n = (tile // tiles_m) * BN + tl.arange(0, BN)
+                row_mask = (offs_m < M)[:, None]
+                inside = tl.arange(0, UNIT_ROWS)[:, None] * BN + tl.arange(0, BN)[None, :]
+                own = in_heap(heap_table, rank, receive, dtype) + index * UNIT
+                total = tl.zeros((UNIT_ROWS, BN), dtype=tl.float32)
+                for source in tl.static_range(W):
+                    stride = receive_stride.to(tl.int64) * (128 * source)
+                    total += tl.load(own + stride + inside, mask=row_mask, other=0.0).to(tl.float32)
+                total = finish(total, bias_ptr, residual_ptr, extras, M, N, offs_m, offs_n)
+                summed = total.to(dtype)
+                for step in tl.static_range(W):
+                    peer = (rank + step) % W
+                    place = in_heap(heap_table, peer, result, dtype)
+                    place += tl.cast(unit, tl.int64) * UNIT
+                    tl.store(place + inside, summed, mask=row_mask)
             result_ptrs = in_heaps(heap_table, tl.arange(0, W), result_flags, tl.int32)
             publish(result_ptrs + unit, epoch, W)
 

@@ -23,6 +23,15 @@ ENABLE_FP_FUSION: Final = False
 ROW_BYTES: Final = 16
 """x, weight and y have rows of a multiple of this many bytes, so that accesses can be as wide."""
 
+WARP: Final = 32
+"""Threads of a warp."""
+
+MULTIMEM_ELEMENTS: Final = 8
+"""Elements that one multimem instruction moves: 16 bytes."""
+
+MULTIMEM_ROWS: Final = 64
+"""Rows of a unit that are summed at a time with multimem: all 128 would spill."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -73,6 +82,7 @@ class Variant:
         tile: see :class:`Tile`.
         split: two-shot: units per tile, 1 or W. With W every CTA sums a row block of each of its
             tiles; with 1 a rank sums every W-th tile.
+        multimem: two-shot of several ranks: the switch sums and sends. `launch` refuses it.
 
     Raises:
         ValueError: an attribute is outside what the kernels support.
@@ -84,6 +94,7 @@ class Variant:
     world_size: int
     tile: Tile
     split: int = 1
+    multimem: bool = False
 
     def __post_init__(self) -> None:
         for name, valid in (
@@ -106,11 +117,25 @@ class Variant:
         least = SMALL_TILE_AREA if self.algorithm == "one_shot" else LARGE_TILE_AREA
         if self.tile.area < least:
             raise ValueError(f"a tile of {self.algorithm} must have {least} elements or more")
+        if self.multimem and (self.algorithm != "two_shot" or self.world_size == 1):
+            raise ValueError("multimem needs two_shot and 2 ranks or more")
+        # With more threads than pieces several would read a sum, and not all the same bits.
+        at_once = min(self.unit_rows, MULTIMEM_ROWS) * self.tile.block_n
+        if self.multimem and at_once < MULTIMEM_ELEMENTS * WARP * self.tile.num_warps:
+            raise ValueError(
+                f"multimem needs {MULTIMEM_ELEMENTS} elements for each thread: "
+                f"{at_once} elements, {self.tile.num_warps} warps"
+            )
 
     @property
     def scaled(self) -> bool:
         """Whether x and weight are 8-bit, with scales."""
         return self.operand not in DTYPES
+
+    @property
+    def unit_rows(self) -> int:
+        """Rows of a unit, of which each is summed by one rank."""
+        return self.tile.block_m // self.split
 
     @property
     def operand_bytes(self) -> int:
@@ -128,8 +153,9 @@ class Variant:
         tile = self.tile
         types = self.dtype if self.operand == self.dtype else f"{self.operand}_{self.dtype}"
         split = "_split" if self.split > 1 else ""
+        multimem = "_multimem" if self.multimem else ""
         return (
-            f"{self.algorithm}_{types}_w{self.world_size}{split}"
+            f"{self.algorithm}_{types}_w{self.world_size}{split}{multimem}"
             f"_{tile.block_m}x{tile.block_n}x{self.block_k}"
             f"_stages{tile.num_stages}_warps{tile.num_warps}"
         )

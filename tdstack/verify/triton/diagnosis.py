@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .constraints import check_constraints
-from .environment import Environment
-from .finding import Finding, failed, passed
+from ..environment import Environment
+from ..finding import Finding, failed, passed
+from ..installed import Distribution
+from .constraints import check_constraints, constraints_path
 from .fork import LABEL
-from .installed import Distribution
 from .judge import Judgement, Problem, Verdict, judge, shadows
 from .ownership import SiteState, look
 from .repair import foreign, mendable_alone
@@ -41,17 +41,11 @@ class Diagnosis:
 
     @property
     def strays(self) -> tuple[Problem, ...]:
-        """Return what lies outside the folder that counts."""
-        problems = [
-            Problem(f"another Triton lies in {s.site}, which some imports may reach")
-            for s in self.others
-            if s.importable or s.claims
-        ]
-        if self.origin and not _within(Path(self.origin), self.state.site):
-            problems.append(
-                Problem(f"import triton reaches {self.origin}, not the Triton of {self.state.site}")
-            )
-        return tuple(problems)
+        """Return what makes `import triton` reach another place than the folder that counts."""
+        if not self.origin or _within(Path(self.origin), self.state.site):
+            return ()
+        text = f"import triton reaches {self.origin}, not the Triton of {self.state.site}"
+        return (Problem(text),)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -79,16 +73,24 @@ def diagnose(
     )
 
 
-def check_triton(diagnosis: Diagnosis) -> Iterator[Finding]:
-    """One finding with the verdict, and one for each thing that is wrong."""
+def check_triton(diagnosis: Diagnosis, fresh: str = "") -> Iterator[Finding]:
+    """One finding with the verdict, and one for each thing that is wrong.
+
+    `fresh` is the remedy where the whole environment is easily had anew: that of an image.
+    """
     judgement, expected = diagnosis.judgement, diagnosis.expected
-    remedy = remedy_of(diagnosis)
+    remedy = fresh or remedy_of(diagnosis)
     if pending(diagnosis.state.site):
         text = "an install was interrupted; its journal is there"
         yield failed("triton swap", text, "tdstack-verify --fix puts the old state back")
-    if diagnosis.right:
-        owner = judgement.keeper.owner.label if judgement.keeper else ""
+    for other in diagnosis.others:
+        # A venv that sees the system's packages: its own come first.
+        yield passed("triton elsewhere", f"{judge(other).verdict} in {other.site}; not reached")
+    if diagnosis.right and judgement.keeper:
+        owner = judgement.keeper.owner.label
         yield passed("triton", f"{judgement.verdict}: {owner} owns every file of Triton, alone")
+    elif diagnosis.right:
+        yield passed("triton", "there is none in this environment, and nothing that says otherwise")
     else:
         found = judgement.verdict.value
         text = f"{found}, where {expected} is expected" if found != expected else found
@@ -123,12 +125,13 @@ def _of(site: Path, installed: Sequence[Distribution] | None) -> list[Distributi
 
 
 def _meant(states: Sequence[SiteState], environment: Environment) -> str:
-    marks = (environment.prefix / "share/tdstack/constraints.txt").exists()
+    if constraints_path(environment.prefix).exists():
+        return "distributed"
     for state in states:
         forked = any(d.name == "triton-dist" or LABEL in d.version for d in state.related)
-        if marks or forked or state.library == "distributed" or "triton_dist" in state.folders:
+        if forked or state.library == "distributed" or "triton_dist" in state.folders:
             return "distributed"
-    return "stock"
+    return "absent" if all(s.empty for s in states) else "stock"
 
 
 def _within(path: Path, folder: Path) -> bool:

@@ -55,17 +55,16 @@ def staging(site: Path) -> Iterator[Path]:
     """Give an empty folder on the file system of `site` for new files; hold the swap's lock.
 
     What is in it at the end goes away with it. An earlier, interrupted swap is undone first.
-    Raises: SwapError when another process holds the lock or the folder cannot be written.
+    Raises: SwapError when another process holds the lock or something cannot be written.
     """
     with _locked(site):
         folder = site / FOLDER
         _recover(folder)
         try:
             (folder / "new").mkdir(parents=True)
-        except OSError as error:
-            raise SwapError(f"{site} cannot be written: {error.strerror}") from error
-        try:
             yield folder / "new"
+        except OSError as error:  # a full disk while files are staged, a missing right
+            raise SwapError(f"{error.filename or site}: {error.strerror}") from error
         finally:
             if not pending(site):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -10,8 +10,8 @@ import configparser
 from collections.abc import Iterator
 from pathlib import Path
 
-from .environment import Environment
-from .finding import Finding, failed, passed
+from ..environment import Environment
+from ..finding import Finding, failed, passed
 
 
 def constraints_path(prefix: Path) -> Path:

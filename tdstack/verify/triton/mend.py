@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..environment import Environment, ask
 from .constraints import check_constraints, constraints_path, constraints_text, pip_conf_text
-from .environment import Environment, ask
+from .diagnosis import Diagnosis, diagnose, remedy_of
 from .judge import Verdict, judge
 from .ownership import Claim, SiteState, look
 from .repair import foreign, mendable_alone, removals
 from .swap import recover, staging, swap
-from .triton import Diagnosis, diagnose, remedy_of
 
 Installer = Callable[[Diagnosis], str]
 
@@ -43,6 +43,11 @@ def mend(environment: Environment, expected: str, installer: Installer | None) -
         raise MendError(refusal.why, refusal.remedy)
     if judgement.verdict.value != diagnosis.expected:
         if _enough_to_remove(diagnosis):
+            if state.site != environment.site:
+                raise MendError(
+                    f"the Triton that counts lies in {state.site}, outside this environment",
+                    "mend that one: --prefix with its own folder",
+                )
             assert judgement.keeper is not None
             done.append(_remove(state, judgement.keeper))
         elif diagnosis.expected == "distributed" and installer:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..installed import Distribution, Recorded, distributions, matches
 from .fork import FORK_NAME, LABEL, LIBRARY, NAMES, PACKAGES, Library, library_of
-from .installed import Distribution, Recorded, distributions, matches
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Exactly one NVSHMEM: host library, wheel metadata and device bitcode agree."""

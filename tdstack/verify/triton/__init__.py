@@ -1,0 +1,1 @@
+"""Exactly one Triton: who owns which file, what that means, and one swap that mends it."""
