@@ -11,6 +11,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,7 +195,7 @@ class _Reading:
         names = [i.filename for i in self._archive.infolist()]
         if outside := sorted({n for n in names if not _is_inside(n)}):
             yield f"has files with a path that leads out of it: {few(outside)}"
-        if twice := sorted({n for n in names if names.count(n) > 1}):
+        if twice := sorted(n for n, count in Counter(names).items() if count > 1):
             yield f"holds a file twice: {few(twice)}"
         if links := [i.filename for i in self.members if stat.S_ISLNK(i.external_attr >> 16)]:
             yield f"holds links, which installers write as text: {few(links)}"
