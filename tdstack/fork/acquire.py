@@ -5,6 +5,7 @@ What a wheel turned out to be is remembered under its sha256, so that it is read
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -31,17 +32,21 @@ from tdstack.stack import ForkWheel
 from tdstack.wheelhouse.store import Store, sha256_of
 
 # Raise it when an inspection asks more, or a relabelled wheel has other bytes than before.
-FORMAT = 1
+FORMAT = 2
 # Not the alias, which has no library, nor any other distribution's wheel.
 _FORKS = re.compile(r"(triton[_-]dist-(?!.*\+dist\..*-py3-none-any)|triton-[^-]*\+dist).*\.whl")
 
 
 class _Taken(BaseModel):
-    """What is remembered of a wheel that was inspected and taken."""
+    """What is remembered of a wheel that was inspected and taken.
+
+    `given` is its file name: the tags are in that alone, so other tags ask for another look.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int
+    given: str
     version: str
     source: LockedForkWheel
     file: LockedFile
@@ -80,9 +85,11 @@ def locate(source: str, store: Store) -> Path:
 
     Raises: UsageError, IntegrityError, UpstreamError as take_wheel does.
     """
-    if urlsplit(source).scheme in {"http", "https"}:
+    if re.match(r"https?://", source, re.IGNORECASE):
         return _download(source, store)
-    path = Path(source).expanduser()
+    path = Path(source)
+    with contextlib.suppress(RuntimeError):  # ~ of a user that there is not
+        path = path.expanduser()
     if not path.is_file():
         raise UsageError("no such wheel", where=f"--wheel {source}", remedy=REMEDIES)
     return path
@@ -103,14 +110,21 @@ def take_file(
     a recorded one and other bytes.
     """
     digest = sha256_of(path)
-    _check_recorded(path.name, digest, pinned)
+    if not commit:  # what was built from the pinned commit is known by that
+        _check_recorded(path.name, digest, pinned)
     taken = _remembered(store, digest, pinned.base_version)
-    if taken and (taken.complete or incomplete):
-        return taken.fork()
-    with store.locked(f"fork-{digest[:32]}"):
-        inspection = inspect(read_facts(path), pinned.base_version, incomplete=incomplete)
-        inspection.require()
-        return _keep(path, inspection, store, commit).fork()
+    if taken is None or taken.given != path.name or not (taken.complete or incomplete):
+        with store.locked(f"fork-{digest[:32]}"):
+            inspection = inspect(read_facts(path), pinned.base_version, incomplete=incomplete)
+            inspection.require()
+            source = source_of(inspection, commit)
+            # A relabelled wheel has a name of its own; the lock records what it was made from.
+            if not commit:
+                _check_recorded(source.name, source.sha256, pinned)
+            return _keep(path, inspection, store, commit).fork()
+    if not commit:
+        _check_recorded(taken.source.name, taken.source.sha256, pinned)
+    return taken.fork()
 
 
 def fork_wheel(
@@ -145,7 +159,8 @@ def fork_wheel(
         )
     if given:
         return take_file(given[0], store, pinned, incomplete=incomplete)
-    kept = [t for w in pinned.wheels if (t := _remembered(store, w.sha256, pinned.base_version))]
+    known = [_remembered(store, wheel.sha256, pinned.base_version) for wheel in pinned.wheels]
+    kept = [t for t in known if t and (python is None or t.source.python in ("", python))]
     if len(kept) == 1 and (kept[0].complete or incomplete):
         return kept[0].fork()
     return built_earlier(pinned, store, python)
@@ -189,6 +204,20 @@ def _check_recorded(name: str, digest: str, pinned: LockedTritonDistributed) -> 
         )
 
 
+def source_of(inspection: Inspection, commit: str = "") -> LockedForkWheel:
+    """Return the wheel as it was built, the way that the lock records it."""
+    facts = inspection.facts
+    told = provenance_of(facts, commit)
+    return LockedForkWheel(
+        name=told["file"],
+        sha256=told["sha256"],
+        size=int(told["size"]),
+        commit=told.get("commit", ""),
+        python=python_of(facts),
+        glibc=facts.needs.glibc if facts.needs else "",
+    )
+
+
 def _keep(path: Path, inspection: Inspection, store: Store, commit: str) -> _Taken:
     facts = inspection.facts
     told = provenance_of(facts, commit)
@@ -198,15 +227,9 @@ def _keep(path: Path, inspection: Inspection, store: Store, commit: str) -> _Tak
         alias = write_alias(version, told, Path(name))
         taken = _Taken(
             format=FORMAT,
+            given=path.name,
             version=version,
-            source=LockedForkWheel(
-                name=told["file"],
-                sha256=told["sha256"],
-                size=int(told["size"]),
-                commit=told.get("commit", ""),
-                python=python_of(facts),
-                glibc=facts.needs.glibc if facts.needs else "",
-            ),
+            source=source_of(inspection, commit),
             file=_file_of(wheel),
             alias=_file_of(alias),
             machine=facts.needs.machine if facts.needs else "",
@@ -256,7 +279,10 @@ def _download(source: str, store: Store) -> Path:
             where=f"--wheel {without_credentials(address)}",
             expected="URL#sha256=HEX (64 digits)",
         )
-    name = unquote(urlsplit(address).path.rsplit("/", 1)[-1])
+    try:
+        name = unquote(urlsplit(address).path.rsplit("/", 1)[-1])
+    except ValueError:  # no address at all
+        name = ""
     if "/" in name or not name.endswith(".whl"):
         raise UsageError(
             "the address does not end in the file name of a wheel",

@@ -19,7 +19,7 @@ from pathlib import Path
 from tdstack.errors import HostError, IntegrityError, UpstreamError
 from tdstack.fork.acquire import built_earlier, built_link, take_file
 from tdstack.fork.inspection import REMEDIES
-from tdstack.fork.zipcopy import WheelWriter, recorded_digests
+from tdstack.fork.zipcopy import WheelWriter, info_folder, recorded_digests
 from tdstack.lock.model import LockedTritonDistributed
 from tdstack.process import find, last_words, run
 from tdstack.stack import ForkWheel
@@ -53,6 +53,8 @@ def build_from_commit(
         builder = (make_builder or _builder_for(python))(folder / "builder")
         wheel = _build(builder, sources / pinned.subdirectory, folder / "dist", pinned)
         wheel = complete(wheel, sources / pinned.subdirectory, folder)
+        # Before it is kept: a wheel that is refused must not stand in the way of the next build.
+        fork = take_file(wheel, store, pinned, commit=pinned.commit)
         built = built_link(pinned, store, python)
         built.parent.mkdir(parents=True, exist_ok=True)
         kept = wheel.rename(built.with_name(wheel.name))
@@ -60,7 +62,7 @@ def build_from_commit(
         link = folder / built.name
         link.symlink_to(kept.name)
         link.replace(built)
-    return take_file(kept, store, pinned, commit=pinned.commit)
+    return fork
 
 
 def complete(wheel: Path, sources: Path, folder: Path) -> Path:
@@ -76,7 +78,7 @@ def complete(wheel: Path, sources: Path, folder: Path) -> Path:
             return wheel
         out = folder / "completed" / wheel.name
         out.parent.mkdir()
-        info = next(n.split("/")[0] for n in there if n.endswith(".dist-info/METADATA"))
+        info = info_folder(archive)
         digests = recorded_digests(archive, info)
         with WheelWriter(out, info) as target:
             for member in archive.infolist():
@@ -92,7 +94,9 @@ def _python_files(sources: Path) -> Iterator[str]:
     for package in PACKAGES[1:]:  # `triton` is a link to generated files
         for path in sorted((sources / package).rglob("*.py")):
             relative = path.relative_to(sources)
-            if not {"test", "tests", "benchmark", "__pycache__"} & set(relative.parts):
+            if not {"test", "tests", "benchmark", "benchmarks", "__pycache__"} & set(
+                relative.parts
+            ):
                 yield str(relative)
 
 
@@ -117,9 +121,9 @@ def _fetch(git: str, pinned: LockedTritonDistributed, sources: Path) -> Path:
     shallow = ("fetch", "--quiet", "--depth", "1", pinned.repository, pinned.commit)
     # Not every server gives a single commit without its history.
     if command("-C", str(sources), *shallow).returncode:
-        must("fetch", "--quiet", pinned.repository)
+        branches, tags = "+refs/heads/*:refs/remotes/pinned/*", "+refs/tags/*:refs/tags/*"
+        must("fetch", "--quiet", pinned.repository, branches, tags)
     must("checkout", "--quiet", "--detach", pinned.commit)
-    must("submodule", "--quiet", "update", "--init", "--recursive")
     if pinned.submodule:
         listed = must("ls-tree", "HEAD", pinned.submodule)
         if pinned.submodule_commit not in listed:
@@ -130,6 +134,7 @@ def _fetch(git: str, pinned: LockedTritonDistributed, sources: Path) -> Path:
                 got=listed.strip() or "no such submodule",
                 remedy="correct images/versions.toml and run `invoke lock`",
             )
+    must("submodule", "--quiet", "update", "--init", "--recursive")
     return sources
 
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
+import lzma
 import re
+import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from packaging.tags import Tag
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import Version
 
 from tdstack.errors import IntegrityError
 from tdstack.fork.elf import Needs, NotElfError, compiled_for, needs_of
 from tdstack.fork.imports import Missing, missing_modules
-from tdstack.verify.installed import record_digest
-from tdstack.verify.triton.fork import FINGERPRINT, LIBRARY, PACKAGES
+from tdstack.fork.zipcopy import info_folder, recorded_digests
+from tdstack.verify.triton.fork import FINGERPRINT, LABEL, LIBRARY, PACKAGES
 from tdstack.wheelhouse.store import sha256_of
 
 
@@ -28,7 +34,8 @@ class WheelFacts:
 
     `library` tells whose libtriton.so it holds: distributed, stock or none. `broken` are compiled
     files that are no whole ELF, `mismatched` files whose bytes are not those of RECORD,
-    `unrecorded` files that RECORD does not name. `provenance` is what an earlier relabelling wrote.
+    `unrecorded` files that RECORD does not name. `flaws` are what installers refuse or take in
+    different ways, as words. `provenance` is what an earlier relabelling wrote.
     """
 
     file: str
@@ -47,6 +54,7 @@ class WheelFacts:
     broken: tuple[str, ...]
     mismatched: tuple[str, ...]
     unrecorded: tuple[str, ...]
+    flaws: tuple[str, ...]
     requires: tuple[str, ...]
     provenance: dict[str, str] = field(default_factory=dict)
 
@@ -54,6 +62,19 @@ class WheelFacts:
     def base_version(self) -> str:
         """Return the version without its local label."""
         return self.version.partition("+")[0]
+
+    @property
+    def labelled(self) -> bool:
+        """Return whether this toolkit has relabelled the wheel: provenance and label agree."""
+        told = self.provenance
+        digest = told.get("sha256", "")
+        return (
+            self.name == "triton"
+            and told.get("file", "").endswith(".whl")
+            and re.fullmatch(r"[1-9]\d*", told.get("size", "")) is not None
+            and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
+            and Version(self.version) == Version(f"{self.base_version}{LABEL}{digest[:8]}")
+        )
 
 
 def read_facts(path: Path) -> WheelFacts:
@@ -89,21 +110,26 @@ def read_facts(path: Path) -> WheelFacts:
                 broken=tuple(reading.broken),
                 mismatched=tuple(reading.mismatched),
                 unrecorded=reading.unrecorded(),
+                flaws=tuple(reading.flaws()),
                 requires=tuple(re.findall(r"(?m)^Requires-Dist: *(.*?)\s*$", head)),
                 provenance=reading.provenance(),
             )
     except (
         zipfile.BadZipFile,
         zlib.error,
+        lzma.LZMAError,
+        struct.error,
+        csv.Error,
         EOFError,
         KeyError,
-        NotImplementedError,  # a compression that this Python does not know
+        RuntimeError,  # encrypted, or a compression that this Python does not know
+        ValueError,
         OSError,
     ) as error:
         raise IntegrityError(
             f"{path.name} is not a whole wheel",
             where=str(path),
-            got=str(error),
+            got=str(error.args[0] if isinstance(error, KeyError) else error) or "it ends early",
             remedy="get the file again, and compare its sha256 with its source's",
         ) from error
 
@@ -112,11 +138,8 @@ class _Reading:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
         self.members = [i for i in archive.infolist() if not i.is_dir()]
-        infos = {i.filename.split("/")[0] for i in self.members if ".dist-info/" in i.filename}
-        if len(infos) != 1:
-            raise KeyError(f"{len(infos)} dist-info folders")
-        self.info = infos.pop()
-        self._recorded = dict(self._rows())
+        self.info = info_folder(archive)
+        self._recorded = recorded_digests(archive, self.info)
         self.library = "none"
         self.needs: Needs | None = None
         self.python = ""
@@ -128,8 +151,7 @@ class _Reading:
     def take(self, member: zipfile.ZipInfo) -> None:
         name = member.filename
         data = self._archive.read(member)  # which compares the checksum
-        wanted = self._recorded.get(name)
-        if wanted and wanted != record_digest(hashlib.sha256(data).digest()):
+        if (wanted := self._recorded.get(name)) and not _is_of(data, wanted):
             self.mismatched.append(name)
         if name.endswith(".py"):
             self.sources[name] = data.decode(errors="replace")
@@ -169,6 +191,19 @@ class _Reading:
             if i.filename not in rows and not i.filename.startswith(f"{self.info}/RECORD")
         )
 
+    def flaws(self) -> Iterator[str]:
+        names = [i.filename for i in self._archive.infolist()]
+        if outside := sorted({n for n in names if not _is_inside(n)}):
+            yield f"has files with a path that leads out of it: {few(outside)}"
+        if twice := sorted(n for n, count in Counter(names).items() if count > 1):
+            yield f"holds a file twice: {few(twice)}"
+        if links := [i.filename for i in self.members if stat.S_ISLNK(i.external_attr >> 16)]:
+            yield f"holds links, which installers write as text: {few(links)}"
+        if lost := sorted(self._recorded.keys() - set(names)):
+            yield f"lacks files that its RECORD names: {few(lost)}"
+        if f"{self.info}/WHEEL" not in names:
+            yield f"has no {self.info}/WHEEL"
+
     def provenance(self) -> dict[str, str]:
         try:
             text = self._archive.read(f"{self.info}/PROVENANCE").decode(errors="replace")
@@ -176,18 +211,33 @@ class _Reading:
             return {}
         return dict(re.findall(r"(?m)^([\w-]+): (.*)$", text))
 
-    def _rows(self) -> Iterator[tuple[str, str]]:
-        text = self._archive.read(f"{self.info}/RECORD").decode(errors="replace")
-        for row in csv.reader(text.splitlines()):
-            if row:
-                yield row[0], row[1] if len(row) > 1 else ""
+
+def _is_of(data: bytes, wanted: str) -> bool:
+    """Compare bytes with a digest in RECORD: sha256, or what PEP 427 takes for better."""
+    name, _, digest = wanted.partition("=")
+    if name not in ("sha256", "sha384", "sha512"):
+        return False
+    raw = hashlib.new(name, data).digest()
+    return digest.rstrip("=") == base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _is_inside(name: str) -> bool:
+    parts = name.removesuffix("/").split("/")
+    return "\\" not in name and not {"", ".", ".."} & set(parts)
+
+
+def few(names: Sequence[str]) -> str:
+    """Return the first few of many names, for people."""
+    shown = ", ".join(names[:4])
+    return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _stricter(one: Needs | None, other: Needs) -> Needs:
     if one is None:
         return other
     glibc = max(one.glibc, other.glibc, key=numbers)
-    return Needs(other.machine, glibc, max(one.glibcxx, other.glibcxx, key=numbers))
+    machines = sorted({*one.machine.split(" and "), other.machine})
+    return Needs(" and ".join(machines), glibc, max(one.glibcxx, other.glibcxx, key=numbers))
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -8,12 +8,15 @@ does not list).
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 # What a user of the stack imports; each brings in the packages above it.
 ROOTS = ("triton", "triton_dist.language", "triton_dist.layers.nvidia")
+
+_CHECKING = "TYPE_CHECKING"
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,21 @@ class _Module:
         parts = path.removesuffix(".py").split("/")
         self.is_package = parts[-1] == "__init__"
         self.name = ".".join(parts[:-1] if self.is_package else parts)
-        try:
-            self._tree: ast.Module | None = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError):
-            self._tree = None
+        self._tree = _parsed(text)
 
     @cached_property
     def imports(self) -> tuple[_Import, ...]:
         """The imports that run with the module itself."""
         package = self.name if self.is_package else self.name.rpartition(".")[0]
-        return tuple(_of_body(self._tree.body, package, certain=True)) if self._tree else ()
+        try:
+            return tuple(_of_body(self._tree.body, package, certain=True)) if self._tree else ()
+        except RecursionError:  # a chain of many hundred elif
+            return ()
 
     @cached_property
     def bound(self) -> frozenset[str] | None:
         """The names that the module binds, or None when that cannot be known."""
-        return _bound(self._tree) if self._tree else None
+        return _bound(self._tree, self.name) if self._tree else None
 
 
 def missing_modules(
@@ -62,8 +65,8 @@ def missing_modules(
     """Return what the sources import of their own top-level packages and do not have. Pure.
 
     `sources` maps paths (`a/b.py`, `a/__init__.py`) to Python text; `others` are compiled modules
-    (`a.c`). Imports in functions, in `try` and for type checkers are left out: their authors
-    count on them to fail. Those under any other `if` are found, but need not happen.
+    (`a.c`). Imports in functions, in `try`, under `suppress` and for type checkers are left out:
+    their authors count on them to fail. Those under any other `if` are found, but need not happen.
     """
     modules = {m.name: m for m in (_Module(path, text) for path, text in sources.items())}
     compiled = set(others)
@@ -74,9 +77,11 @@ def missing_modules(
     found = {(root, ""): Missing(root, "", True) for root in roots if root not in present}
     for name, module in sorted(modules.items()):
         for one in module.imports:
-            for target in _targets(one, modules):
+            for target in _targets(one, modules, unclear=False):
                 if target in present or target.split(".")[0] not in tops:
                     continue
+                if target != one.module and one.module not in present:
+                    continue  # its package is missing, and said to be
                 if any(p in compiled for p in _prefixes(target)):
                     continue  # compiled code may hold modules of its own
                 needed = one.certain and name in reached
@@ -84,6 +89,16 @@ def missing_modules(
                 if earlier is None or needed > earlier.needed:
                     found[target, name] = Missing(target, name, needed)
     return tuple(sorted(found.values(), key=lambda m: (not m.needed, m.module, m.importer)))
+
+
+def _parsed(text: str) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings():
+            # Of strings with odd escapes; they are the author's affair.
+            warnings.simplefilter("ignore")
+            return ast.parse(text.removeprefix("\ufeff"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 def _prefixes(name: str) -> list[str]:
@@ -101,24 +116,37 @@ def _reached(modules: Mapping[str, _Module], roots: Iterable[str]) -> set[str]:
             reached.add(name)
             for one in modules[name].imports:
                 if one.certain:
-                    waiting += [one.module, *(f"{one.module}.{n}" for n in one.names)]
+                    waiting += _targets(one, modules, unclear=True)
     return reached
 
 
-def _targets(one: _Import, modules: Mapping[str, _Module]) -> Iterator[str]:
+def _targets(one: _Import, modules: Mapping[str, _Module], *, unclear: bool) -> Iterator[str]:
+    """Yield the modules that an import asks for; with `unclear` also those that it may mean.
+
+    `from package import name` reaches a submodule only if the package binds no such name; a
+    package without a file of its own binds none.
+    """
     yield one.module
     package = modules.get(one.module)
-    # `from package import name` reaches a submodule only if the package binds no such name.
-    if package and package.is_package and package.bound is not None:
-        yield from (f"{one.module}.{n}" for n in one.names if n not in package.bound)
+    if package and not package.is_package:
+        return
+    bound = package.bound if package else frozenset[str]()
+    if bound is not None or unclear:
+        yield from (f"{one.module}.{n}" for n in one.names if n not in (bound or ()))
 
 
-def _bound(tree: ast.Module) -> frozenset[str] | None:
+def _bound(tree: ast.Module, name: str) -> frozenset[str] | None:
     names = {"__name__", "__file__", "__path__", "__doc__", "__spec__", "__package__"}
     for node in ast.walk(tree):
         match node:
-            case ast.FunctionDef(name="__getattr__"):
+            case ast.Global():
+                names.update(node.names)
+            case ast.Call(func=ast.Name(id="exec" | "globals" | "locals" | "setattr" | "vars")):
                 return None
+            case _:
+                pass
+    for node in _of_the_module(tree):
+        match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 names.add(node.name)
             case ast.Import():
@@ -126,16 +154,26 @@ def _bound(tree: ast.Module) -> frozenset[str] | None:
             case ast.ImportFrom():
                 if any(a.name == "*" for a in node.names):
                     return None
-                # A name that an import binds to itself may be the very submodule that is missing.
-                if not (node.level and not node.module):
-                    names |= {a.asname or a.name for a in node.names}
+                # A name that a package imports from itself may be the submodule that is missing.
+                own = _absolute(node, name) == name
+                names |= {a.asname or ("" if own else a.name) for a in node.names}
             case ast.Name(ctx=ast.Store()):
                 names.add(node.id)
-            case ast.Call(func=ast.Name(id="globals" | "setattr")):
-                return None
+            case ast.MatchAs(name=str(captured)) | ast.MatchStar(name=str(captured)):
+                names.add(captured)
             case _:
                 pass
-    return frozenset(names)
+    return None if "__getattr__" in names else frozenset(names)
+
+
+def _of_the_module(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield the nodes whose names are the module's, not those inside functions and classes."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
 
 
 def _of_body(body: list[ast.stmt], package: str, *, certain: bool) -> Iterator[_Import]:
@@ -147,8 +185,14 @@ def _of_body(body: list[ast.stmt], package: str, *, certain: bool) -> Iterator[_
                 if module := _absolute(node, package):
                     names = tuple(a.name for a in node.names if a.name != "*")
                     yield _Import(module, names, certain)
-            case ast.If() if "TYPE_CHECKING" not in ast.dump(node.test):
+            case ast.If(test=ast.Name(id=name) | ast.Attribute(attr=name)) if name == _CHECKING:
+                yield from _of_body(node.orelse, package, certain=certain)
+            case ast.If() if _CHECKING not in ast.dump(node.test):
                 yield from _of_body([*node.body, *node.orelse], package, certain=False)
+            case ast.For() | ast.While():
+                yield from _of_body(node.body, package, certain=False)
+            case ast.With() if any("suppress" in ast.dump(i) for i in node.items):
+                pass  # as `try`
             case ast.With() | ast.ClassDef():
                 yield from _of_body(node.body, package, certain=certain)
             case _:
@@ -159,5 +203,7 @@ def _absolute(node: ast.ImportFrom, package: str) -> str:
     if not node.level:
         return node.module or ""
     parts = package.split(".")
-    above = parts[: len(parts) - (node.level - 1)]
+    above = parts[: max(0, len(parts) - (node.level - 1))]
+    if not above:
+        return ""  # above the top: it fails, whatever the wheel holds
     return ".".join([*above, *([node.module] if node.module else [])])

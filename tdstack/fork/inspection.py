@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from packaging.version import InvalidVersion, Version
+
 from tdstack.errors import IntegrityError
-from tdstack.fork.facts import WheelFacts, numbers
+from tdstack.fork.facts import WheelFacts, few, numbers
 from tdstack.verify.finding import Finding, failed, passed
 from tdstack.verify.triton.fork import FINGERPRINT, FORK_NAME, LABEL, LIBRARY
 
@@ -15,6 +17,8 @@ REMEDIES = (
     "give its wheel with --wheel FILE or --wheel URL#sha256=HEX, put it into a folder named "
     "with --wheelhouse DIR, or build the control image with --triton stock"
 )
+
+OLD_TAGS = {"manylinux1_": (2, 5), "manylinux2010_": (2, 12), "manylinux2014_": (2, 17)}
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,11 @@ class Inspection:
 
 EXPECTED = {
     "name": "distribution triton_dist or triton",
-    "whole": "every compiled file whole, every byte as RECORD says",
+    "whole": "every compiled file whole, every byte as RECORD says, plain files inside the wheel",
     "fingerprint": f"{FINGERPRINT.decode()} in {LIBRARY}",
     "base": "the Triton that torch pins",
     "packages": "every package that its own code imports",
+    "machine": "tags that name the machine that the library was compiled for",
     "python": "tags that name the Python that the library was compiled for",
     "label": f"a version with {LABEL} only from this toolkit's own relabelling",
 }
@@ -87,6 +92,7 @@ def inspect(facts: WheelFacts, base_version: str, *, incomplete: bool = False) -
         findings += [
             *_base(facts, base_version),
             *_python(facts),
+            *_machine(facts),
             *_glibc(facts),
             *_packages(facts, incomplete),
             *_requires(facts),
@@ -105,14 +111,18 @@ def python_of(facts: WheelFacts) -> str:
 def _name(facts: WheelFacts) -> Iterator[Finding]:
     if facts.name not in ("triton", FORK_NAME):
         yield failed("name", "is not Triton-distributed by its name", REMEDIES, 4)
-    elif (facts.name, numbers(facts.version)) != (
-        facts.metadata_name,
-        numbers(facts.metadata_version),
-    ):
+    elif facts.name != facts.metadata_name or not _same(facts.version, facts.metadata_version):
         text = f"is called {facts.metadata_name} {facts.metadata_version} in its metadata"
         yield failed("name", text, "give the file the name that it was built with", 4)
     else:
         yield passed("name", f"{facts.name} {facts.version}")
+
+
+def _same(version: str, told: str) -> bool:
+    try:
+        return Version(version) == Version(told)
+    except InvalidVersion:
+        return False
 
 
 def _fingerprint(facts: WheelFacts) -> Iterator[Finding]:
@@ -131,13 +141,15 @@ def _whole(facts: WheelFacts) -> Iterator[Finding]:
     again = "get the file again, and compare its sha256 with its source's"
     if facts.broken:
         yield failed(
-            "whole", f"holds compiled files that are cut short: {_few(facts.broken)}", again, 4
+            "whole", f"holds compiled files that are cut short: {few(facts.broken)}", again, 4
         )
+    elif facts.flaws:
+        yield failed("whole", "; ".join(facts.flaws), again, 4)
     elif facts.mismatched:
-        text = f"holds other bytes than its RECORD says: {_few(facts.mismatched)}"
+        text = f"holds other bytes than its RECORD says: {few(facts.mismatched)}"
         yield failed("whole", text, again, 4)
     elif facts.unrecorded:
-        yield passed("whole", f"RECORD does not name {_few(facts.unrecorded)}; it will")
+        yield passed("whole", f"RECORD does not name {few(facts.unrecorded)}; it will")
     else:
         yield passed("whole", "every file has the bytes that RECORD says")
 
@@ -146,7 +158,7 @@ def _base(facts: WheelFacts, base_version: str) -> Iterator[Finding]:
     if facts.base_version != base_version:
         text = f"is Triton {facts.base_version}, and torch pins {base_version}"
         yield failed("base", text, f"give a Triton-distributed that is built on {base_version}", 4)
-    elif LABEL in facts.version and not facts.provenance:
+    elif LABEL in facts.version and not facts.labelled:
         text = f"carries the label {LABEL}, but not the provenance that goes with it"
         yield failed("label", text, "give the wheel as it was built", 4)
     else:
@@ -163,14 +175,21 @@ def _python(facts: WheelFacts) -> Iterator[Finding]:
         yield passed("python", f"for Python {python_of(facts) or 'of any version'}")
 
 
+def _machine(facts: WheelFacts) -> Iterator[Finding]:
+    if facts.needs is None:
+        return
+    machine, platforms = facts.needs.machine, sorted({t.platform for t in facts.tags})
+    if any(p.endswith(f"_{machine}") for p in platforms):
+        yield passed("machine", f"for {machine}")
+    else:
+        text = f"is tagged {', '.join(platforms)}, but compiled for {machine}"
+        yield failed("machine", text, "give a wheel whose tags are true", 4)
+
+
 def _glibc(facts: WheelFacts) -> Iterator[Finding]:
     if facts.needs is None:
         return
-    promised = [
-        tuple(map(int, m.groups()))
-        for t in facts.tags
-        if (m := re.match(r"manylinux_(\d+)_(\d+)_", t.platform))
-    ]
+    promised = [p for t in facts.tags if (p := _promised(t.platform))]
     lowest = min(promised, default=())
     needs = facts.needs
     text = f"needs glibc {needs.glibc or 'of any version'}"
@@ -181,15 +200,22 @@ def _glibc(facts: WheelFacts) -> Iterator[Finding]:
     yield passed("glibc", text)
 
 
+def _promised(platform: str) -> tuple[int, ...]:
+    """Return the glibc that a platform tag promises to do with, as numbers (PEP 600)."""
+    if match := re.match(r"manylinux_(\d+)_(\d+)_", platform):
+        return int(match[1]), int(match[2])
+    return next((glibc for old, glibc in OLD_TAGS.items() if platform.startswith(old)), ())
+
+
 def _packages(facts: WheelFacts, incomplete: bool) -> Iterator[Finding]:
     needed = [m for m in facts.missing if m.needed]
     other = sorted({m.module for m in facts.missing if not m.needed})
-    note = f"; not on the way of what the stack imports: {_few(other)}" if other else ""
+    note = f"; not on the way of what the stack imports: {few(other)}" if other else ""
     if needed:
         first = needed[0]
         why = f", which {first.importer} imports" if first.importer else ""
         modules = sorted({m.module for m in needed})
-        text = f"lacks {_few(modules)}{why}"
+        text = f"lacks {few(modules)}{why}"
         if incomplete:
             yield passed("packages", f"{text}; taken all the same, as --incomplete says{note}")
         else:
@@ -220,8 +246,3 @@ def of_the_builder(requirement: str) -> bool:
     """
     name = re.match(r"[\w.-]+", requirement)
     return bool(name and re.match(r"(nvidia|cuda|nvshmem4py)([-_.]|$)|cython$", name[0].lower()))
-
-
-def _few(names: tuple[str, ...] | list[str]) -> str:
-    shown = ", ".join(list(names)[:4])
-    return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")

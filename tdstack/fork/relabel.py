@@ -7,7 +7,6 @@ find the alias, whose one requirement makes `pip check` complain as soon as the 
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from packaging.version import Version
 
 from tdstack.fork.facts import WheelFacts
 from tdstack.fork.inspection import of_the_builder
-from tdstack.fork.zipcopy import WheelWriter, recorded_digests
+from tdstack.fork.zipcopy import WheelWriter, info_folder, recorded_digests
 from tdstack.verify.triton.fork import LABEL
 
 
@@ -33,7 +32,7 @@ def label_of(facts: WheelFacts) -> str:
 
 def is_labelled(facts: WheelFacts) -> bool:
     """Return whether this toolkit has relabelled the wheel already."""
-    return facts.name == "triton" and LABEL in facts.version and bool(facts.provenance)
+    return facts.labelled
 
 
 def provenance_of(facts: WheelFacts, commit: str = "") -> dict[str, str]:
@@ -70,15 +69,19 @@ def write_relabelled(path: Path, facts: WheelFacts, told: Mapping[str, str], fol
     added, RECORD is written anew; every other file keeps its bytes.
     """
     label = label_of(facts)
+    stem = f"triton-{label}"
     out = folder / relabelled_name(facts)
-    new = f"triton-{label}.dist-info"
+    new = f"{stem}.dist-info"
     with zipfile.ZipFile(path) as source, WheelWriter(out, new) as target:
-        old = next(n.split("/")[0] for n in source.namelist() if ".dist-info/" in n)
+        old = info_folder(source)
+        # Installers look for both folders under the wheel's own name.
+        own = {old: new, f"{old.removesuffix('.dist-info')}.data": f"{stem}.data"}
         digests = recorded_digests(source, old)
         for member in source.infolist():
             if member.is_dir() or member.filename.startswith(f"{old}/RECORD"):
                 continue  # signatures of RECORD would be of the old one
-            name = re.sub(f"^{re.escape(old)}/", f"{new}/", member.filename)
+            top, slash, rest = member.filename.partition("/")
+            name = f"{own.get(top, top)}{slash}{rest}"
             if member.filename == f"{old}/METADATA":
                 target.add(name, _metadata(source.read(member), label), member.external_attr)
             elif member.filename != f"{old}/PROVENANCE":
@@ -113,7 +116,9 @@ def _metadata(text: bytes, label: str) -> bytes:
             line = b"Name: triton"
         elif line.startswith(b"Version:"):
             line = b"Version: " + label.encode()
-        elif line.startswith(b"Requires-Dist:") and of_the_builder(line[14:].strip().decode()):
+        elif line.startswith(b"Requires-Dist:") and of_the_builder(
+            line[14:].strip().decode(errors="replace")
+        ):
             continue
         lines.append(line)
     return b"\n".join(lines) + separator + body

@@ -11,7 +11,14 @@ from tdstack.fork.zipcopy import WheelWriter
 from tdstack.verify.installed import Distribution
 
 # What installers write themselves.
-_OF_INSTALLERS = {"INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "uv_cache.json"}
+_OF_INSTALLERS = {
+    "INSTALLER",
+    "REQUESTED",
+    "RECORD",
+    "direct_url.json",
+    "uv_build.json",
+    "uv_cache.json",
+}
 _MODES = {True: 0o100755 << 16, False: 0o100644 << 16}
 
 
@@ -29,11 +36,13 @@ def repack(dist: Distribution, folder: Path) -> Path:
     name = f"{info.removesuffix('.dist-info')}-{_tag(wheel)}.whl"
     with WheelWriter(folder / name, info) as target:
         for file in sorted(dist.files, key=lambda f: str(f.path)):
-            if file.path.suffix == ".pyc" or file.path.name in scripts:
+            if file.path.suffix == ".pyc":
                 continue
             if file.path.parent == dist.info and file.path.name in _OF_INSTALLERS:
                 continue
             if site not in file.path.parents:
+                if file.path.name in scripts:
+                    continue
                 raise IntegrityError(
                     f"{dist.label} has files outside its folder of packages",
                     where=str(file.path),
@@ -48,8 +57,8 @@ def repack(dist: Distribution, folder: Path) -> Path:
 def _console_scripts(info: Path) -> set[str]:
     path = info / "entry_points.txt"
     text = path.read_text() if path.exists() else ""
-    section = re.search(r"(?ms)^\[console_scripts\]\s*$(.*?)(?=^\[|\Z)", text)
-    return set(re.findall(r"(?m)^([\w.-]+)\s*=", section[1] if section else ""))
+    sections = re.findall(r"(?ms)^\[(?:console|gui)_scripts\]\s*$(.*?)(?=^\[|\Z)", text)
+    return set(re.findall(r"(?m)^([\w.-]+)\s*=", "\n".join(sections)))
 
 
 def _tag(wheel: str) -> str:

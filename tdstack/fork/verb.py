@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tdstack.console import emit_json, megabytes, say, table
 from tdstack.errors import CheckFailed, HostError, IntegrityError, TdstackError, UsageError
-from tdstack.fork.acquire import locate, take_file
+from tdstack.fork.acquire import locate, source_of, take_file
 from tdstack.fork.facts import read_facts
 from tdstack.fork.inspection import Inspection, inspect
 from tdstack.fork.install import check_fit, install, installer_of
@@ -38,7 +38,7 @@ def inspect_wheel(workspace: Workspace, source: ForkSource, *, as_json: bool) ->
     return found
 
 
-def record_wheel(workspace: Workspace, source: ForkSource, *, dry: bool) -> ForkWheel:
+def record_wheel(workspace: Workspace, source: ForkSource, *, dry: bool) -> ForkWheel | None:
     """Write the hash of a wheel into versions.lock, so that another one is noticed from then on.
 
     Raises: IntegrityError for a wheel that is not taken.
@@ -46,10 +46,13 @@ def record_wheel(workspace: Workspace, source: ForkSource, *, dry: bool) -> Fork
     lock = load_lock(workspace.root)[0]
     pinned = lock.triton_distributed
     path = locate(source.wheel, workspace.store)
+    if dry:
+        found = inspect(read_facts(path), pinned.base_version, incomplete=source.incomplete)
+        found.require()
+        say(f"dry run: {source_of(found).name}, sha256 {source_of(found).sha256}, is not recorded")
+        return None
     # Another wheel of a recorded name is what this verb is for.
-    unnamed = pinned.model_copy(
-        update={"wheels": [w for w in pinned.wheels if w.name != path.name]}
-    )
+    unnamed = pinned.model_copy(update={"wheels": []})
     fork = take_file(path, workspace.store, unnamed, incomplete=source.incomplete)
     wheels = {w.sha256: w for w in [*pinned.wheels, fork.source]}
     listed = sorted(wheels.values(), key=lambda w: (w.name, w.sha256))
@@ -57,9 +60,7 @@ def record_wheel(workspace: Workspace, source: ForkSource, *, dry: bool) -> Fork
         update={"triton_distributed": pinned.model_copy(update={"wheels": listed})}
     )
     what = f"{fork.source.name}, sha256 {fork.source.sha256}, installed as triton {fork.version}"
-    if dry:
-        say(f"dry run: {what} is not recorded")
-    elif write_lock(workspace.root, new):
+    if write_lock(workspace.root, new):
         say(f"recorded in versions.lock: {what}")
     else:
         say(f"recorded before: {what}")

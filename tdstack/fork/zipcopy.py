@@ -90,7 +90,20 @@ class WheelWriter:
         return header
 
 
+def info_folder(archive: zipfile.ZipFile) -> str:
+    """Return the name of a wheel's dist-info folder; vendored ones lie deeper.
+
+    Raises: KeyError unless there is exactly one.
+    """
+    tops = {name.split("/")[0] for name in archive.namelist() if "/" in name}
+    found = [name for name in tops if name.endswith(".dist-info")]
+    if len(found) != 1:
+        raise KeyError(f"{len(found)} dist-info folders")
+    return found[0]
+
+
 def recorded_digests(archive: zipfile.ZipFile, info: str) -> Mapping[str, str]:
-    """Return the digests that a wheel's RECORD gives, by member."""
+    """Return the digests that a wheel's RECORD gives, by member; empty where it gives none."""
     text = archive.read(f"{info}/RECORD").decode(errors="replace")
-    return {row[0]: row[1] for row in csv.reader(text.splitlines()) if len(row) > 1}
+    rows = csv.reader(io.StringIO(text, newline=""))
+    return {row[0]: row[1] if len(row) > 1 else "" for row in rows if row}
