@@ -47,7 +47,8 @@ def library(fork: bool = True, python: str = "3.11", glibc: str = "") -> bytes:
     data = elf()
     if glibc:
         data = _needing(data, glibc)
-    return data + f"\0{python}\0".encode() + (FINGERPRINT if fork else b"")
+    told = f"\0module was compiled for Python %s\0{python}\0".encode()
+    return data + told + (FINGERPRINT if fork else b"")
 
 
 def _needing(data: bytes, glibc: str) -> bytes:

@@ -32,7 +32,7 @@ from tdstack.stack import ForkWheel
 from tdstack.wheelhouse.store import Store, sha256_of
 
 # Raise it when an inspection asks more, or a relabelled wheel has other bytes than before.
-FORMAT = 2
+FORMAT = 3
 # Not the alias, which has no library, nor any other distribution's wheel.
 _FORKS = re.compile(r"(triton[_-]dist-(?!.*\+dist\..*-py3-none-any)|triton-[^-]*\+dist).*\.whl")
 

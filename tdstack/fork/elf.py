@@ -12,7 +12,8 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 
 MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}
-# pybind11 compares this text with the interpreter's version when the module is loaded.
+# pybind11 compares the second text with the interpreter's version when the module is loaded.
+_COMPARED = b"module was compiled for Python"
 # One byte that ends a text may begin the next, hence the lookahead.
 _COMPILED_FOR = re.compile(rb"\x00(3\.(?:[6-9]|[1-9]\d))(?=\x00)")
 
@@ -95,5 +96,8 @@ def _versions(file: ELFFile, size: int) -> Iterator[tuple[str, tuple[int, ...]]]
 
 def compiled_for(data: bytes) -> str:
     """Return the Python that a pybind11 module was compiled for, as `3.11`; empty if unclear."""
+    # Without the check that compares it, a text of this form is anybody's.
+    if _COMPARED not in data:
+        return ""
     found = {match[1].decode() for match in _COMPILED_FOR.finditer(data)}
     return found.pop() if len(found) == 1 else ""

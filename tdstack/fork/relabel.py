@@ -38,7 +38,8 @@ def is_labelled(facts: WheelFacts) -> bool:
 def provenance_of(facts: WheelFacts, commit: str = "") -> dict[str, str]:
     """Return where a wheel comes from: file name, sha256, size in bytes, and commit if known.
 
-    `left-out` are requirements that are not carried over.
+    `lacks` are modules that its own code imports and that it does not have, `left-out`
+    requirements that are not carried over.
     """
     if is_labelled(facts):
         return facts.provenance
@@ -46,6 +47,8 @@ def provenance_of(facts: WheelFacts, commit: str = "") -> dict[str, str]:
     local = facts.version.partition("+git")[2]
     if commit or local:
         told["commit"] = commit or local
+    if lacking := sorted({m.module for m in facts.missing if m.needed}):
+        told["lacks"] = ", ".join(lacking)
     if dropped := [r for r in facts.requires if of_the_builder(r)]:
         told["left-out"] = ", ".join(dropped)
     return told

@@ -22,11 +22,12 @@ _PLAIN = 0o100644 << 16
 class WheelWriter:
     """Writes one wheel; RECORD comes last, from what was written. A context manager.
 
-    Order, dates and headers do not depend on the source archive's.
+    Order, dates and headers do not depend on the source archive's, and what is added is stored as
+    it is, so that the bytes do not depend on this host's zlib either.
     """
 
     def __init__(self, out: Path, info: str) -> None:
-        self._zip = zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED)
+        self._zip = zipfile.ZipFile(out, "w")
         self._info = info
         self._rows: list[tuple[str, str, str]] = []
 
@@ -85,7 +86,7 @@ class WheelWriter:
     @staticmethod
     def _header(name: str, attributes: int) -> zipfile.ZipInfo:
         header = zipfile.ZipInfo(name, _DATE)
-        header.external_attr, header.compress_type = attributes, zipfile.ZIP_DEFLATED
+        header.external_attr, header.compress_type = attributes, zipfile.ZIP_STORED
         header.create_system = 3
         return header
 

@@ -38,6 +38,11 @@ class Distribution:
     editable: str = ""
 
     @property
+    def provenance(self) -> dict[str, str]:
+        """Return where a relabelled wheel comes from, as its PROVENANCE says."""
+        return dict(re.findall(r"(?m)^([\w-]+): (.*)$", _text(self.info / "PROVENANCE")))
+
+    @property
     def label(self) -> str:
         """Return name and version for people."""
         return f"{self.name} {self.version}"

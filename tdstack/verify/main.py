@@ -107,8 +107,8 @@ def _modules(
     if manifest:
         # What the manifest names must import, even if its metadata is gone.
         names |= set(packages_of(manifest)) | OWN
-    complete = bool(((manifest or {}).get("fork") or {}).get("complete", True))
-    return modules_of(names, "torch" in names, forked, complete)
+    lacking = any(d.provenance.get("lacks") for d in installed if d.name == "triton")
+    return modules_of(names, "torch" in names, forked, complete=not lacking)
 
 
 def _nvshmem_of(manifest: Manifest | None) -> str | None:
