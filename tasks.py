@@ -14,8 +14,9 @@ from invoke.tasks import task
 
 from tdstack import console, verbs
 from tdstack.errors import HostError, TdstackError, UsageError
+from tdstack.fork.model import ForkSource
 from tdstack.stack import Request
-from tdstack.workspace import ForkSource, Workspace
+from tdstack.workspace import Workspace
 
 HELP = {
     "cuda": "CUDA line: 12.4, 12.6, 12.8, 12.9, 13.0 (experimental)",
@@ -124,7 +125,7 @@ def lock(
 ) -> None:
     """Resolve images/versions.toml into versions.lock, or record a Triton-distributed wheel."""
     if wheel:
-        from tdstack.fork.verb import record_wheel
+        from tdstack.fork_verbs import record_wheel
 
         record_wheel(Workspace.here(), ForkSource(wheel, incomplete), dry=dry)
         return
@@ -217,7 +218,7 @@ def install(
     dry: bool = False,
 ) -> None:
     """Put Triton-distributed into an environment, or leave that as it was."""
-    from tdstack.fork.verb import install_verb
+    from tdstack.fork_verbs import install_verb
 
     if layer != "triton":
         raise UsageError(
@@ -246,7 +247,7 @@ def verify(
     json: bool = False,
 ) -> None:
     """Check an environment's Triton and NVSHMEM (--prefix), or a wheel alone (--wheel)."""
-    from tdstack.fork.verb import inspect_wheel, verify_verb
+    from tdstack.fork_verbs import inspect_wheel, verify_verb
 
     source = ForkSource(wheel, incomplete)
     if wheel and not prefix:

@@ -9,10 +9,11 @@ from tdstack.console import Stopwatch, emit_json, megabytes, say, table
 from tdstack.engines.base import Engine, RunRequest
 from tdstack.engines.choose import choose_engine
 from tdstack.errors import CheckFailed
+from tdstack.fork.model import ANYWHERE
 from tdstack.plan import PREFIX
 from tdstack.stack import Flavour, Request
 from tdstack.verbs import build, fetch, plan, verify_image
-from tdstack.workspace import ForkSource, Workspace
+from tdstack.workspace import Workspace
 
 GPULESS = "lib/tdstack_verify/gpuless.py"
 
@@ -26,14 +27,14 @@ def quickstart(
     """
     watch = Stopwatch()
     with watch.step("plan"):
-        made = plan(workspace, request, source=ForkSource(), engine=engine, as_json=False)
+        made = plan(workspace, request, source=ANYWHERE, engine=engine, as_json=False)
     with watch.step("fetch"):
-        fetch(workspace, request, source=ForkSource(), as_json=False, dry=False)
+        fetch(workspace, request, source=ANYWHERE, as_json=False, dry=False)
     with watch.step("build"):
         report = build(
             workspace,
             request,
-            source=ForkSource(),
+            source=ANYWHERE,
             engine=engine,
             output="",
             as_json=False,

@@ -2,66 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, TypeVar
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.tags import Tag, compatible_tags, cpython_tags
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import parse_wheel_filename
 
-from tdstack.errors import IntegrityError, UsageError
+from tdstack.errors import UsageError
+from tdstack.fork.fit import check_fit, record_notes, requirement_notes
+from tdstack.fork.model import ForkWheel
 from tdstack.lock.model import (
     LayerName,
     Lock,
     LockedFile,
-    LockedForkWheel,
     LockedLine,
     LockedRootfs,
-    LockedTritonDistributed,
     Platform,
     PythonMinor,
     TorchVariant,
 )
+from tdstack.tags import numbers, tag_ranks
 
 T = TypeVar("T", bound=str)
 Flavour = Literal["distributed", "stock"]
 FLAVOURS: tuple[Flavour, ...] = ("distributed", "stock")
 TORCH_VARIANTS: tuple[TorchVariant, ...] = ("cuda", "cpu", "none")
 PLATFORMS: tuple[Platform, ...] = ("linux/amd64", "linux/arm64")
-MACHINE: dict[Platform, str] = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 # Every layer stands on what changes less often: a CUDA line differs from its siblings in the
 # last two layers only, so four lines share one torch layer, on disk and in a registry.
 LAYER_ORDER: tuple[LayerName, ...] = ("base", "torch", "nvshmem", "triton", "cuda", "kernels")
 # Images that nobody looked into yet: wheels must run on glibc as old as Ubuntu 22.04's.
 GLIBC_OF_OTHER_BASES = "2.35"
-# What a wheel that does not fit is told to look for: the Python and glibc of well-known images.
-KNOWN_BASES = {
-    "ubuntu:24.04": ("3.12", "2.39"),
-    "ubuntu:22.04": ("3.10", "2.35"),
-    "debian:13": ("3.13", "2.41"),
-    "debian:12": ("3.11", "2.36"),
-}
-
-
-@dataclass(frozen=True)
-class ForkWheel:
-    """Triton-distributed as it is installed: `file` is named `triton`, with a local version.
-
-    `alias` is metadata under the name `triton-dist`; `source` is the wheel as it was built, and
-    `complete` says whether it has every package that its own code imports, and `requires` what it
-    requires of others.
-    """
-
-    file: LockedFile
-    version: str
-    alias: LockedFile
-    source: LockedForkWheel
-    machine: str = ""
-    complete: bool = True
-    requires: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +107,7 @@ def make_stack(lock: Lock, request: Request) -> Stack:
         raise UsageError(
             f"unknown CUDA line {request.cuda!r}",
             where="--cuda",
-            expected=", ".join(sorted(lock.lines, key=_numbers)),
+            expected=", ".join(sorted(lock.lines, key=numbers)),
         )
     flavour = _one_of(request.triton, FLAVOURS, "--triton")
     torch = _one_of(request.torch, TORCH_VARIANTS, "--torch")
@@ -172,9 +143,10 @@ def make_stack(lock: Lock, request: Request) -> Stack:
         packages["triton"] = _with_fork(lock, line, request, packages.get("triton", ()))
         if fork:
             certain = rootfs is not None or bool(known)
-            notes += _check_fork(fork, lock.triton_distributed, python, platform, glibc, certain)
-        notes += _fork_notes(lock.triton_distributed, fork)
-        notes += _unmet(fork, packages, python) if fork else ()
+            notes += check_fit(fork, lock.triton_distributed, python, platform, glibc, certain)
+        versions = {p.name: p.version for layer in packages.values() for p in layer}
+        notes += record_notes(lock.triton_distributed, fork)
+        notes += requirement_notes(fork, versions, python) if fork else ()
     interpreter = request.base_facts.interpreter if request.base_facts else None
     return Stack(
         request.cuda,
@@ -210,95 +182,6 @@ def _notes(
     if torch == "cuda" and not brought:
         notes.append(f"for {platform} the package index holds a CPU build of this torch only")
     return tuple(notes)
-
-
-def _fork_notes(pinned: LockedTritonDistributed, fork: ForkWheel | None) -> tuple[str, ...]:
-    if fork is None:
-        names = ", ".join(wheel.name for wheel in pinned.wheels)
-        return (f"the lock records {names}; name it with --wheel or --wheelhouse",) if names else ()
-    source = fork.source
-    if source.sha256 in {wheel.sha256 for wheel in pinned.wheels} or source.commit == pinned.commit:
-        return ()
-    return (
-        f"{source.name} (sha256 {source.sha256[:12]}...) is not in versions.lock; "
-        "`invoke lock --wheel FILE` records it, so that another one is noticed",
-    )
-
-
-def _unmet(
-    fork: ForkWheel, packages: dict[LayerName, tuple[Package, ...]], python: PythonMinor
-) -> tuple[str, ...]:
-    """Note the fork's requirements that the stack does not meet: `pip check` would complain."""
-    held = {p.name: p.version for layer in packages.values() for p in layer}
-    target = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
-    unmet = []
-    for text in fork.requires:
-        try:
-            wish = Requirement(text)
-        except InvalidRequirement:
-            unmet.append(f"{text!r} (not a requirement)")
-            continue
-        if wish.marker and not wish.marker.evaluate(target):
-            continue
-        version = held.get(canonicalize_name(wish.name))
-        if version is None or not wish.specifier.contains(version, prereleases=True):
-            unmet.append(f"{text} (here: {version or 'nothing'})")
-    if not unmet:
-        return ()
-    return (f"{fork.source.name} requires what this stack does not hold: {', '.join(unmet)}",)
-
-
-def _check_fork(
-    fork: ForkWheel,
-    pinned: LockedTritonDistributed,
-    python: PythonMinor,
-    platform: Platform,
-    glibc: str,
-    certain: bool,
-) -> tuple[str, ...]:
-    """Refuse a fork that does not run on the base; return what could not be decided yet."""
-    if fork.version.split("+")[0] != pinned.base_version:
-        raise IntegrityError(
-            f"{fork.source.name} is built on another Triton than torch pins",
-            where="--wheel",
-            expected=pinned.base_version,
-            got=fork.version,
-        )
-    source = fork.source
-    newest = glibc if certain else "2.99"
-    tagged = parse_wheel_filename(fork.file.name)[3] & _tag_ranks(python, platform, newest).keys()
-    # Tags lie: upstream's release wheels are tagged for glibc 2.28 and need 2.38.
-    fits = (
-        tagged
-        and source.python in ("", python)
-        and fork.machine in ("", MACHINE[platform])
-        and _numbers(source.glibc) <= _numbers(newest)
-    )
-    if not fits:
-        needs = source.python or "-".join(source.name.removesuffix(".whl").split("-")[-3:])
-        bases = [
-            f"{name} (Python {p}, glibc {g})"
-            for name, (p, g) in KNOWN_BASES.items()
-            if source.python in ("", p) and _numbers(g) >= _numbers(source.glibc)
-        ]
-        such = f", such as one made from {' or '.join(bases)}" if bases else ""
-        raise IntegrityError(
-            f"{source.name} does not run on this base",
-            where="--wheel",
-            expected=f"a wheel for Python {python}, {platform}, glibc {glibc} or older",
-            got=f"one for Python {needs}, {fork.machine or 'any machine'}, glibc "
-            f"{source.glibc or 'any'} or newer, tagged "
-            + "-".join(source.name.removesuffix(".whl").rsplit("-", 3)[1:]),
-            remedy=f"name a base that fits with --base REF@sha256:... --python "
-            f"{source.python or python}: an image with that Python, its headers, gcc and glibc "
-            f"{source.glibc or glibc} or newer{such}; or give a wheel that was built for this base",
-        )
-    if not certain and _numbers(source.glibc) > _numbers(glibc):
-        return (
-            f"{source.name} needs glibc {source.glibc}; whether the base image has it is found "
-            "out before anything is downloaded for the build",
-        )
-    return ()
 
 
 def _with_fork(
@@ -365,7 +248,7 @@ def best_wheel(
 
     Raises: UsageError when none fits.
     """
-    rank = _tag_ranks(python, platform, glibc)
+    rank = tag_ranks(python, platform, glibc)
     ranked = [(parse_wheel_filename(file.name)[3] & rank.keys(), file) for file in files]
     fitting = [(min(rank[t] for t in tags), file.name, file) for tags, file in ranked if tags]
     if not fitting:
@@ -377,26 +260,8 @@ def best_wheel(
     return min(fitting)[2]
 
 
-@lru_cache(maxsize=16)
-def _tag_ranks(python: str, platform: Platform, glibc: str) -> dict[Tag, int]:
-    version = _numbers(python)
-    machine = MACHINE[platform]
-    minors = range(_numbers(glibc)[1], 4, -1)
-    platforms = [f"manylinux_2_{minor}_{machine}" for minor in minors]
-    platforms += [f"{old}_{machine}" for old in ("manylinux2014", "manylinux2010", "manylinux1")]
-    platforms.append(f"linux_{machine}")
-    abi = f"cp{python.replace('.', '')}"
-    tags = [*cpython_tags(version, [abi], platforms)]
-    tags += compatible_tags(version, abi, platforms)
-    return {tag: position for position, tag in reversed(list(enumerate(tags)))}
-
-
 def _one_of(value: str, valid: tuple[T, ...], where: str) -> T:
     for candidate in valid:
         if candidate == value:
             return candidate
     raise UsageError(f"unknown value {value!r}", where=where, expected=", ".join(valid))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))

@@ -15,12 +15,13 @@ from tdstack.engines.base import Engine, RunRequest
 from tdstack.engines.choose import choose_engine
 from tdstack.errors import CheckFailed, HostError, IntegrityError, UsageError
 from tdstack.fork.commit import build_from_commit
+from tdstack.fork.model import ForkSource
 from tdstack.lock.io import load_lock, write_lock
 from tdstack.lock.update import PARTS, check_lock, update_lock
 from tdstack.plan import PREFIX, Plan
 from tdstack.report import BuildReport
 from tdstack.stack import Request
-from tdstack.workspace import ForkSource, Workspace
+from tdstack.workspace import Workspace
 
 
 def lock(workspace: Workspace, *, upgrade: bool, only: str, check: bool, dry: bool) -> None:

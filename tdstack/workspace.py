@@ -10,29 +10,18 @@ from typing import TYPE_CHECKING
 from tdstack.console import FetchProgress, megabytes, say
 from tdstack.errors import IntegrityError, UsageError
 from tdstack.fork.acquire import fork_wheel, take_wheel
+from tdstack.fork.model import ANYWHERE, ForkSource, ForkWheel
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import LockedDeb, LockedFile
 from tdstack.pipconf import pip_config
 from tdstack.plan import Plan, make_plan
-from tdstack.stack import ForkWheel, Request, make_stack
+from tdstack.stack import Request, make_stack
 from tdstack.wheelhouse.store import Store, default_cache
 
 if TYPE_CHECKING:
     from tdstack.wheelhouse.fetch import Fetched
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class ForkSource:
-    """Where Triton-distributed is to come from.
-
-    `wheel` is a path or URL#sha256=HEX, empty to look around; `incomplete` takes a wheel that
-    lacks packages of its own.
-    """
-
-    wheel: str = ""
-    incomplete: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,7 @@ class Workspace:
             raise UsageError("no such file or folder", where=f"--wheelhouse {wheelhouse}")
         return Workspace(root, Store(default_cache()), folders)
 
-    def plan(self, request: Request, source: ForkSource = ForkSource()) -> Plan:
+    def plan(self, request: Request, source: ForkSource = ANYWHERE) -> Plan:
         """Make the plan.
 
         Raises: UsageError, IntegrityError as lock, stack, plan and wheel do.

@@ -21,12 +21,13 @@ import pytest
 from tdstack.engines.base import Engine, RunRequest
 from tdstack.engines.choose import choose_engine
 from tdstack.errors import IntegrityError
+from tdstack.fork.model import ANYWHERE
 from tdstack.lock.io import load_lock
 from tdstack.quickstart import compile_one
 from tdstack.stack import Request
 from tdstack.verbs import build as build_verb
 from tdstack.verbs import verify_image
-from tdstack.workspace import ForkSource, Workspace
+from tdstack.workspace import Workspace
 from tests.engine_stores import buildah_store, docker_daemon
 from tests.triton_wheels import TAG, real_fork, real_stock
 
@@ -152,7 +153,7 @@ def test_touching_a_kernel_builds_the_kernels_layer_alone(
     source.write_text(source.read_text() + "\n# touched\n")
     workspace = Workspace(copy, Workspace.here().store)
     report = build_verb(
-        workspace, SLIM, source=ForkSource(), engine=built.name, output="", as_json=False, dry=False
+        workspace, SLIM, source=ANYWHERE, engine=built.name, output="", as_json=False, dry=False
     )
     assert report is not None
     assert {x.name for x in report.layers if x.source == "built"} == {"kernels"}

@@ -26,11 +26,12 @@ from tdstack.fork.acquire import built_link, fork_wheel, take_file
 from tdstack.fork.acquire import take_wheel as take_wheel_of
 from tdstack.fork.commit import build_from_commit as build_commit
 from tdstack.fork.facts import read_facts
+from tdstack.fork.model import ForkWheel
 from tdstack.fork.relabel import is_labelled, label_of, provenance_of, write_relabelled
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import Lock, LockedTritonDistributed
 from tdstack.plan import make_plan
-from tdstack.stack import ForkWheel, Request, make_stack
+from tdstack.stack import Request, make_stack
 from tdstack.verify.triton.fork import LIBRARY
 from tdstack.wheelhouse.store import Store, sha256_of
 from tests.conftest import ROOT

@@ -22,8 +22,8 @@ from tdstack.fork.acquire import fork_wheel
 from tdstack.fork.commit import build_from_commit, complete, jobs
 from tdstack.fork.facts import read_facts
 from tdstack.fork.inspection import inspect
+from tdstack.fork.model import ForkWheel
 from tdstack.lock.model import LockedTritonDistributed
-from tdstack.stack import ForkWheel
 from tdstack.verify.triton.fork import LIBRARY
 from tdstack.wheelhouse.store import Store, sha256_of
 from tests.odd_wheels import odd_wheel

@@ -16,10 +16,10 @@ import pytest
 
 from tdstack.errors import HostError, IntegrityError
 from tdstack.fork.acquire import take_file
-from tdstack.fork.install import install
+from tdstack.fork.model import ForkWheel
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import LockedFile
-from tdstack.stack import ForkWheel
+from tdstack.prefix.triton import install
 from tdstack.verify.environment import find_environment
 from tdstack.verify.triton.diagnosis import check_triton, diagnose
 from tdstack.verify.triton.fork import LIBRARY

@@ -11,13 +11,13 @@ import pytest
 
 from tdstack.errors import ExitCode, IntegrityError, UsageError
 from tdstack.fork.acquire import fork_wheel, take_file
-from tdstack.fork.verb import record_wheel
+from tdstack.fork.model import ForkSource, ForkWheel
+from tdstack.fork_verbs import record_wheel
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import LockedForkWheel, LockedTritonDistributed
-from tdstack.stack import ForkWheel
 from tdstack.verify.triton.fork import LIBRARY
 from tdstack.wheelhouse.store import Store, sha256_of
-from tdstack.workspace import ForkSource, Workspace
+from tdstack.workspace import Workspace
 from tests.conftest import ROOT
 from tests.odd_wheels import odd_wheel
 from tests.test_cli import CHECKOUT, Ended, invoke

@@ -20,10 +20,10 @@ from tdstack.errors import IntegrityError
 from tdstack.fork.acquire import take_file
 from tdstack.fork.facts import read_facts
 from tdstack.fork.inspection import inspect
+from tdstack.fork.model import ForkWheel
 from tdstack.fork.repack import repack
 from tdstack.lock.io import load_lock
 from tdstack.rootfs import SOURCE_DATE_EPOCH
-from tdstack.stack import ForkWheel
 from tdstack.verify.installed import Distribution, distributions
 from tdstack.verify.triton.fork import LIBRARY
 from tdstack.wheelhouse.store import Store, sha256_of

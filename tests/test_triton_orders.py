@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tdstack.fork.acquire import take_file
-from tdstack.fork.verb import make_installer
+from tdstack.fork_verbs import make_installer
 from tdstack.lock.io import load_lock
 from tdstack.verify.environment import find_environment
 from tdstack.verify.triton.diagnosis import check_triton, diagnose

@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tdstack.fork.model import ForkWheel
 from tdstack.fork.zipcopy import WheelWriter
 from tdstack.lock.model import Lock, LockedFile, LockedForkWheel
-from tdstack.stack import ForkWheel
 from tdstack.verify.triton.fork import FINGERPRINT, LIBRARY
 
 TAG = "cp311-cp311-linux_x86_64"

@@ -25,10 +25,10 @@ from tdstack.fork.inspection import (
     of_the_builder,
     python_of,
 )
+from tdstack.fork.model import ForkWheel
 from tdstack.fork.relabel import label_of, provenance_of, write_alias, write_relabelled
 from tdstack.lock.model import LockedFile, LockedForkWheel, LockedTritonDistributed
 from tdstack.pipconf import pip_config, without_credentials
-from tdstack.stack import ForkWheel
 from tdstack.wheelhouse.store import Store, sha256_of
 
 # Raise it when an inspection asks more, or a relabelled wheel has other bytes than before.

@@ -19,10 +19,10 @@ from pathlib import Path
 from tdstack.errors import HostError, IntegrityError, UpstreamError
 from tdstack.fork.acquire import built_earlier, built_link, take_file
 from tdstack.fork.inspection import REMEDIES
+from tdstack.fork.model import ForkWheel
 from tdstack.fork.zipcopy import WheelWriter, info_folder, recorded_digests
 from tdstack.lock.model import LockedTritonDistributed
 from tdstack.process import find, last_words, run
-from tdstack.stack import ForkWheel
 from tdstack.verify.triton.fork import PACKAGES
 from tdstack.wheelhouse.store import Store
 

@@ -24,6 +24,7 @@ from tdstack.errors import IntegrityError
 from tdstack.fork.elf import Needs, NotElfError, compiled_for, needs_of
 from tdstack.fork.imports import Missing, missing_modules
 from tdstack.fork.zipcopy import info_folder, recorded_digests
+from tdstack.tags import numbers
 from tdstack.verify.triton.fork import FINGERPRINT, LABEL, LIBRARY, PACKAGES
 from tdstack.wheelhouse.store import sha256_of
 
@@ -238,11 +239,6 @@ def _stricter(one: Needs | None, other: Needs) -> Needs:
     glibc = max(one.glibc, other.glibc, key=numbers)
     machines = sorted({*one.machine.split(" and "), other.machine})
     return Needs(" and ".join(machines), glibc, max(one.glibcxx, other.glibcxx, key=numbers))
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """Return a dotted version for comparison; () for an empty one."""
-    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def _header(head: str, name: str) -> str:

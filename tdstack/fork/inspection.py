@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from packaging.version import InvalidVersion, Version
 
 from tdstack.errors import IntegrityError
-from tdstack.fork.facts import WheelFacts, few, numbers
+from tdstack.fork.facts import WheelFacts, few
+from tdstack.tags import numbers
 from tdstack.verify.finding import Finding, failed, passed
 from tdstack.verify.triton.fork import FINGERPRINT, FORK_NAME, LABEL, LIBRARY
 

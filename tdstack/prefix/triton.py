@@ -12,11 +12,11 @@ from tdstack.assemble.entries import Entry
 from tdstack.assemble.wheel import WheelEntries
 from tdstack.errors import HostError, IntegrityError
 from tdstack.fork.acquire import by_version, take_file, take_wheel
-from tdstack.fork.facts import numbers
 from tdstack.fork.inspection import REMEDIES
+from tdstack.fork.model import ForkSource, ForkWheel
 from tdstack.fork.repack import repack
 from tdstack.lock.model import LockedTritonDistributed
-from tdstack.stack import ForkWheel
+from tdstack.tags import numbers
 from tdstack.verify.environment import Environment, ask
 from tdstack.verify.installed import distributions
 from tdstack.verify.triton.diagnosis import Diagnosis
@@ -27,7 +27,6 @@ from tdstack.verify.triton.ownership import SiteState, look
 from tdstack.verify.triton.repair import foreign, removals
 from tdstack.verify.triton.swap import SwapError, staging, swap
 from tdstack.wheelhouse.store import Store
-from tdstack.workspace import ForkSource
 
 
 def install(environment: Environment, fork: ForkWheel, store: Store) -> None:
@@ -38,7 +37,7 @@ def install(environment: Environment, fork: ForkWheel, store: Store) -> None:
     Raises: IntegrityError for a fork that does not fit the environment, or files that belong to
     others; HostError when the environment cannot be changed.
     """
-    check_fit(environment, fork)
+    check_environment(environment, fork)
     site = environment.site
     wheels = [(store.verify(file), file.name) for file in (fork.file, fork.alias)]
     try:
@@ -62,7 +61,7 @@ def install(environment: Environment, fork: ForkWheel, store: Store) -> None:
     ask([str(environment.python), "-m", "compileall", "-q", str(site / "triton")])
 
 
-def check_fit(environment: Environment, fork: ForkWheel) -> None:
+def check_environment(environment: Environment, fork: ForkWheel) -> None:
     """Refuse an environment that is not ours to change, or whose Python or glibc does not fit.
 
     Raises: HostError for the former, IntegrityError for the latter.

@@ -9,15 +9,15 @@ from tdstack.errors import CheckFailed, HostError, IntegrityError, TdstackError,
 from tdstack.fork.acquire import locate, source_of, take_file
 from tdstack.fork.facts import read_facts
 from tdstack.fork.inspection import Inspection, inspect
-from tdstack.fork.install import check_fit, install, installer_of
+from tdstack.fork.model import ForkSource, ForkWheel
 from tdstack.lock.io import load_lock, write_lock
-from tdstack.stack import ForkWheel
+from tdstack.prefix.triton import check_environment, install, installer_of
 from tdstack.verify.environment import Environment, NoEnvironmentError, find_environment
 from tdstack.verify.main import Options, Report, show, verify
 from tdstack.verify.triton.diagnosis import Diagnosis, diagnose
 from tdstack.verify.triton.mend import Installer, MendError
 from tdstack.verify.triton.swap import SwapError
-from tdstack.workspace import ForkSource, Workspace
+from tdstack.workspace import Workspace
 
 
 def inspect_wheel(workspace: Workspace, source: ForkSource, *, as_json: bool) -> Inspection:
@@ -86,7 +86,7 @@ def install_verb(
             remedy=f"name it, or record one with `invoke lock --wheel`; the pinned commit "
             f"{pinned.commit[:12]} is built by `invoke fetch --triton distributed`",
         )
-    check_fit(environment, fork)
+    check_environment(environment, fork)
     before = diagnose(environment).judgement
     say(f"{environment.prefix}: Triton is {before.verdict}")
     if dry:

@@ -1,0 +1,1 @@
+"""Environments outside images: what the layers bring, put into a prefix."""
