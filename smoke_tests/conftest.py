@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--controls", action="store_true", help="also plant faults, and catch them")
     parser.addoption("--report", type=Path, help="write the verdict to this file, as JSON")
     parser.addoption("--ranks", type=int, default=0, help="number of ranks; 0: the tier's own")
-    drawn = "sequences of calls to draw for each number of ranks; 0: as many as CI has time for"
+    drawn = "draw so many sequences of calls for each number of ranks; 0: a few, with --controls"
     parser.addoption("--sequences", type=int, default=0, help=drawn)
     parser.addoption("--replay", metavar="JSON", help="play one sequence, as a failure printed it")
 
@@ -119,10 +119,13 @@ def hung() -> list[str]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Planting faults is asked for; sequences are drawn for the interpreter."""
-    controls = collection_path.name in ("test_controls.py", "test_drawn_controls.py")
-    drawn = collection_path.name in ("test_drawn.py", "test_drawn_controls.py")
-    if controls and not config.getoption("--controls"):
+    """Faults are planted and sequences drawn when asked for, sequences in the interpreter."""
+    name = collection_path.name
+    drawn = name in ("test_drawn.py", "test_drawn_controls.py")
+    wished = config.getoption("--controls")
+    if name == "test_drawn.py":
+        wished = wished or config.getoption("--sequences") or config.getoption("--replay")
+    if (drawn or name == "test_controls.py") and not wished:
         return True
     return True if drawn and config.getoption("--tier") != "cpu" else None
 
