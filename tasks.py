@@ -24,7 +24,7 @@ HELP = {
     "torch": "cuda (default), cpu or none",
     "platform": "linux/amd64 or linux/arm64",
     "python": "Python of the image (default: the base's)",
-    "base": "rootfs (default), or an image as REF@sha256:...",
+    "base": "rootfs (default), rootfs:SUITE, or an image as REF@sha256:...",
     "wheel": "a Triton-distributed wheel: FILE, or URL#sha256=HEX",
     "wheelhouse": "a folder or file that may supply any pinned file",
     "incomplete": "take a Triton-distributed wheel that lacks packages its own code imports",

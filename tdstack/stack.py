@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from packaging.utils import parse_wheel_filename
 
 from tdstack.errors import UsageError
-from tdstack.fork.fit import check_fit, record_notes, requirement_notes
+from tdstack.fork.fit import check_fit, record_notes, requirement_notes, runs_on
 from tdstack.fork.model import ForkWheel
 from tdstack.lock.model import (
     LayerName,
@@ -96,6 +96,11 @@ class Stack:
             yield from self.packages.get(layer, ())
 
 
+def is_rootfs(base: str) -> bool:
+    """Return whether a base is one of ours: `rootfs`, or `rootfs:SUITE`; not an image."""
+    return base.partition(":")[0] == "rootfs"
+
+
 def make_stack(lock: Lock, request: Request) -> Stack:
     """Select the stack that `request` names out of the lock.
 
@@ -112,15 +117,9 @@ def make_stack(lock: Lock, request: Request) -> Stack:
     flavour = _one_of(request.triton, FLAVOURS, "--triton")
     torch = _one_of(request.torch, TORCH_VARIANTS, "--torch")
     platform = _one_of(request.platform, PLATFORMS, "--platform")
-    rootfs = _rootfs(lock, request.base, platform)
     fork = request.fork if flavour == "distributed" else None
+    rootfs = _rootfs(lock, request, platform, fork)
     python = request.python or _python(rootfs, fork)
-    if rootfs and python != rootfs.python:
-        raise UsageError(
-            f"the rootfs base has Python {rootfs.python}, not {python}",
-            where="--python",
-            remedy="leave --python out, or name an image that has it with --base REF@sha256:...",
-        )
     found = [c for c in lock.closures if (c.set, c.torch) == (line.set, torch)]
     closure = next((c for c in found if (c.python, c.platform) == (python, platform)), None)
     if closure is None:
@@ -145,6 +144,9 @@ def make_stack(lock: Lock, request: Request) -> Stack:
             certain = rootfs is not None or bool(known)
             notes += check_fit(fork, lock.triton_distributed, python, platform, glibc, certain)
         versions = {p.name: p.version for layer in packages.values() for p in layer}
+        if fork and rootfs and rootfs != _rootfs(lock, request, platform, None):
+            why = f"{fork.source.name} does not run on the first one"
+            notes += (f"base: {rootfs.suite}, as {why}",)
         notes += record_notes(lock.triton_distributed, fork)
         notes += requirement_notes(fork, versions, python) if fork else ()
     interpreter = request.base_facts.interpreter if request.base_facts else None
@@ -221,17 +223,42 @@ def _check_missing(
         )
 
 
-def _rootfs(lock: Lock, base: str, platform: Platform) -> LockedRootfs | None:
-    if base != "rootfs":
+def _rootfs(
+    lock: Lock, request: Request, platform: Platform, fork: ForkWheel | None
+) -> LockedRootfs | None:
+    """Return the first root file system that fits the Python asked for and the fork.
+
+    The first one of the platform when the fork fits none: its own check says why.
+    """
+    if not is_rootfs(request.base):
         return None
-    if platform not in lock.rootfs:
+    suite = request.base.partition(":")[2]
+    of_platform = [r for r in lock.rootfs if r.platform == platform]
+    if not of_platform:
         raise UsageError(
             f"the lock holds no root file system for {platform}",
             where="versions.lock: rootfs",
-            expected=", ".join(sorted(lock.rootfs)),
+            expected=", ".join(sorted({r.platform for r in lock.rootfs})),
             remedy="name an image of that platform with --base REF@sha256:...",
         )
-    return lock.rootfs[platform]
+    named = [r for r in of_platform if suite in ("", r.suite)]
+    if not named:
+        raise UsageError(
+            f"the lock holds no root file system {suite!r}",
+            where=f"--base {request.base}",
+            expected=", ".join(f"rootfs:{r.suite}" for r in of_platform),
+        )
+    having = [r for r in named if request.python in (None, r.python)]
+    if not having:
+        pythons = ", ".join(f"{r.suite} has Python {r.python}" for r in named)
+        raise UsageError(
+            f"no root file system has Python {request.python}",
+            where="--python",
+            expected=pythons,
+            remedy="leave --python out, or name an image that has it with --base REF@sha256:...",
+        )
+    fitting = [r for r in having if fork is None or runs_on(fork, r.python, platform, r.glibc)]
+    return (fitting or having)[0]
 
 
 def _package(lock: Lock, ref: str, python: str, platform: Platform, glibc: str) -> Package:

@@ -20,7 +20,7 @@ from tdstack.lock.io import load_lock, write_lock
 from tdstack.lock.update import PARTS, check_lock, update_lock
 from tdstack.plan import PREFIX, Plan
 from tdstack.report import BuildReport
-from tdstack.stack import Request
+from tdstack.stack import Request, is_rootfs
 from tdstack.workspace import Workspace
 
 
@@ -179,7 +179,7 @@ def pinned_base(
     engine: Engine, workspace: Workspace, request: Request, source: ForkSource
 ) -> Request:
     """Bring a base image into the engine; return the request with its digest and its facts."""
-    if request.base == "rootfs":
+    if is_rootfs(request.base):
         return request
     # A plan of what is known so far: a wheel or a Python that cannot fit ends the verb here.
     python = workspace.plan(request, source).stack.python

@@ -15,7 +15,7 @@ from tdstack.lock.io import load_lock
 from tdstack.lock.model import LockedDeb, LockedFile
 from tdstack.pipconf import pip_config
 from tdstack.plan import Plan, make_plan
-from tdstack.stack import Request, make_stack
+from tdstack.stack import Request, is_rootfs, make_stack
 from tdstack.wheelhouse.store import Store, default_cache
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Workspace:
         lock = load_lock(self.root)[0]
         fork: ForkWheel | None = None
         if source.wheel or request.triton == "distributed":
-            own = [r.python for p, r in lock.rootfs.items() if p == request.platform]
-            python = request.python or (own[0] if own and request.base == "rootfs" else None)
+            own = [r.python for r in lock.rootfs if r.platform == request.platform]
+            python = request.python or (own[0] if own and is_rootfs(request.base) else None)
             fork = self.fork(source, python)
         return make_plan(make_stack(lock, replace(request, fork=fork)), self.root)
 

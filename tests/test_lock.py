@@ -98,12 +98,12 @@ def test_a_missing_lock_is_a_usage_error_with_a_remedy(tmp_path: Path) -> None:
     assert "invoke lock" in caught.value.remedy
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", None, [1], {"version": 1}])
+@pytest.mark.parametrize("schema", [0, 1, 3, "2", None, [2], {"version": 2}])
 def test_an_unknown_schema_is_a_usage_error_that_says_which_is_known(schema: object) -> None:
     with pytest.raises(UsageError) as caught:
         parse_lock(_changed(lambda data: data.update(schema=schema)))
     assert repr(schema) in caught.value.what
-    assert caught.value.expected == "1"
+    assert caught.value.expected == "2"
 
 
 @pytest.mark.parametrize("text", ["[]", "1", '"lock"', "null"])
@@ -120,12 +120,12 @@ def test_a_bad_hash_of_a_wheel_is_named_by_its_path() -> None:
 
 def test_a_bad_hash_of_a_debian_package_is_named_by_its_path() -> None:
     def flip(data: dict[str, Any]) -> None:
-        deb = data["rootfs"]["linux/amd64"]["packages"][7]
+        deb = data["rootfs"][0]["packages"][7]
         deb["sha256"] = deb["sha256"][:-1] + "g"
 
     with pytest.raises(IntegrityError) as caught:
         parse_lock(_changed(flip))
-    assert "rootfs.linux/amd64.packages.7.sha256" in caught.value.where
+    assert "rootfs.0.packages.7.sha256" in caught.value.where
 
 
 def test_an_unknown_field_is_named_by_its_path() -> None:
@@ -225,7 +225,7 @@ def test_corrupt_text_is_refused_with_our_error_or_is_a_valid_lock(
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param('{"schema": 1, "asked": ' + "9" * 5000 + "}", id="a number of 5000 digits"),
+        pytest.param('{"schema": 2, "asked": ' + "9" * 5000 + "}", id="a number of 5000 digits"),
         pytest.param("[" * 100_000, id="100000 open brackets"),
     ],
 )
@@ -250,7 +250,7 @@ def _a_line_without_its_platform(data: dict[str, Any]) -> None:
 
 
 def _a_glibc_that_is_no_version(data: dict[str, Any]) -> None:
-    data["rootfs"]["linux/amd64"]["glibc"] = "new"
+    data["rootfs"][0]["glibc"] = "new"
 
 
 def _a_reference_with_two_versions(data: dict[str, Any]) -> None:
@@ -302,10 +302,10 @@ def test_comments_spaces_and_the_order_of_keys_leave_the_check_alone(checkout: P
         '[sets.cu13.torch.cuda]\nlayers.torch = ["torch==2.11.0"]\n',
         '# a remark\n[sets.cu13.torch.cuda]\nlayers  =  { torch = [ "torch==2.11.0", ] }\n',
     )
-    base = text[text.index("[base]") : text.index("[triton_distributed]")]
+    base = text[text.index("[[bases]]") : text.index("[triton_distributed]")]
     moved = base + "\n" + swapped.replace(base, "")
     # `schema` has to stay above the first table.
-    path.write_text("schema = 1\n\n" + moved.replace("schema = 1\n", ""))
+    path.write_text("schema = 2\n\n" + moved.replace("schema = 2\n", ""))
     assert swapped != text
     check_lock(checkout)
     assert load_asked(checkout)[1] == load_lock(checkout)[0].asked
@@ -315,8 +315,8 @@ def test_comments_spaces_and_the_order_of_keys_leave_the_check_alone(checkout: P
     ("old", "new", "named"),
     [
         ('[lines."12.4"]', '[lines."12.4"]\ncolour = "red"', "lines.12.4.colour"),
-        ("[base]", "[base]\ncolour = 1", "base.colour"),
-        ("schema = 1", "schema = 1\ncolour = 1", "colour"),
+        ("[[bases]]", "[[bases]]\ncolour = 1", "bases.0.colour"),
+        ("schema = 2", "schema = 2\ncolour = 1", "colour"),
         ("[sets.cu12.layers]", "[sets.cu12.layers]\nbsae = []", "sets.cu12.layers.bsae"),
         ('archs = ["sm_80"', 'archs = ["80"', "lines.12.4.archs.0"),
     ],
@@ -334,7 +334,7 @@ def test_an_unknown_key_or_value_in_the_wishes_is_named(
 
 
 def test_broken_toml_is_a_usage_error_that_names_the_line(checkout: Path) -> None:
-    (checkout / ASKED_FILE).write_text("schema = 1\n[targets\n")
+    (checkout / ASKED_FILE).write_text("schema = 2\n[targets\n")
     with pytest.raises(UsageError, match="line 2"):
         check_lock(checkout)
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import pytest
 
 from tdstack.errors import IntegrityError, UsageError
+from tdstack.fork.model import ForkWheel
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import Lock, LockedFile, Platform
 from tdstack.plan import LABEL, Layer, Plan, make_plan
@@ -171,10 +172,10 @@ def test_every_layer_but_the_kernels_has_a_package_whose_hash_is_tried() -> None
 
 
 def test_another_root_file_system_moves_every_key(checkout: Path) -> None:
-    rootfs = LOCK.rootfs["linux/amd64"]
+    rootfs = LOCK.rootfs[0]
     tar = rootfs.tar.model_copy(update={"sha256": "0" * 64})
     moved = LOCK.model_copy(
-        update={"rootfs": {"linux/amd64": rootfs.model_copy(update={"tar": tar})}}
+        update={"rootfs": [rootfs.model_copy(update={"tar": tar}), *LOCK.rootfs[1:]]}
     )
     assert _moved(_plan(checkout), _plan(checkout, moved)) == list(LAYER_ORDER)
 
@@ -335,10 +336,66 @@ def test_arm64_with_the_fork_is_a_stack_of_arm_wheels() -> None:
     assert [name for name in names if "aarch64" in name]
 
 
-def test_python_3_13_on_the_rootfs_is_refused_with_a_remedy() -> None:
-    error = _refused(python="3.13")
-    assert "3.11" in error.what
+def test_a_python_that_no_rootfs_has_is_refused_with_a_remedy() -> None:
+    error = _refused(python="3.12")
+    assert "3.12" in error.what
+    assert error.expected == "bookworm has Python 3.11, trixie has Python 3.13"
     assert "--base" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("wish", "suite"),
+    [
+        ({}, "bookworm"),
+        ({"python": "3.11"}, "bookworm"),
+        ({"python": "3.13"}, "trixie"),
+        ({"base": "rootfs:bookworm"}, "bookworm"),
+        ({"base": "rootfs:trixie"}, "trixie"),
+    ],
+)
+def test_the_first_rootfs_that_has_the_python_is_the_base(wish: dict[str, Any], suite: str) -> None:
+    stack = make_stack(LOCK, Request(triton="stock", **wish))
+    assert stack.rootfs is not None
+    assert (stack.rootfs.suite, stack.python) == (suite, stack.rootfs.python)
+    assert stack.interpreter == f"/usr/bin/python{stack.python}"
+
+
+@pytest.mark.parametrize(
+    ("fork", "suite"),
+    [
+        (a_fork("cp311-cp311-linux_x86_64", glibc="2.36"), "bookworm"),
+        (a_fork("cp313-cp313-linux_x86_64"), "trixie"),
+        # Its tag promises 2.28, its library needs more than bookworm has.
+        (a_fork("cp313-cp313-manylinux_2_28_x86_64", glibc="2.38"), "trixie"),
+    ],
+)
+def test_the_first_rootfs_that_the_fork_runs_on_is_the_base(fork: ForkWheel, suite: str) -> None:
+    stack = make_stack(LOCK, Request(fork=fork))
+    assert stack.rootfs is not None
+    assert stack.rootfs.suite == suite
+    told = [note for note in stack.notes if note.startswith("base: trixie")]
+    assert bool(told) == (suite == "trixie")
+
+
+@pytest.mark.parametrize(
+    ("fork", "needs"),
+    [
+        (a_fork("cp312-cp312-manylinux_2_28_x86_64", glibc="2.38"), "Python 3.12"),
+        (a_fork("cp311-cp311-linux_x86_64", glibc="2.38"), "glibc 2.38"),
+        (a_fork("cp313-cp313-linux_x86_64", glibc="2.42"), "glibc 2.42"),
+    ],
+)
+def test_a_fork_that_no_rootfs_runs_is_refused_with_what_it_needs(
+    fork: ForkWheel, needs: str
+) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        make_stack(LOCK, Request(fork=fork))
+    assert needs in caught.value.got
+    assert "--base REF@sha256" in caught.value.remedy
+
+
+def test_an_unknown_rootfs_is_refused_naming_those_there_are() -> None:
+    assert _refused(base="rootfs:sid").expected == "rootfs:bookworm, rootfs:trixie"
 
 
 def test_python_3_13_on_another_base_is_a_stack() -> None:
@@ -453,9 +510,9 @@ def test_every_reference_of_every_closure_has_a_wheel_for_its_target() -> None:
     count = 0
     for closure in LOCK.closures:
         machine = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}[closure.platform]
-        rootfs = LOCK.rootfs.get(closure.platform)
-        own = rootfs is not None and rootfs.python == closure.python
-        floors = {GLIBC_OF_OTHER_BASES} | ({rootfs.glibc} if rootfs and own else set())
+        target = (closure.platform, closure.python)
+        own = {r.glibc for r in LOCK.rootfs if (r.platform, r.python) == target}
+        floors = {GLIBC_OF_OTHER_BASES} | own
         for ref in [ref for refs in closure.layers.values() for ref in refs]:
             for glibc in floors:
                 wheel = best_wheel(ref, LOCK.packages[ref], closure.python, closure.platform, glibc)

@@ -43,16 +43,7 @@ def check_fit(
             expected=pinned.base_version,
             got=fork.version,
         )
-    newest = glibc if certain else _ANY_GLIBC
-    tags = parse_wheel_filename(fork.file.name)[3]
-    # Tags lie: upstream's release wheels are tagged for glibc 2.28 and need 2.38.
-    fits = (
-        tags & tag_ranks(python, platform, newest).keys()
-        and source.python in ("", python)
-        and fork.machine in ("", MACHINE[platform])
-        and numbers(source.glibc) <= numbers(newest)
-    )
-    if not fits:
+    if not runs_on(fork, python, platform, glibc if certain else _ANY_GLIBC):
         raise _misfit(fork, python, platform, glibc)
     if numbers(source.glibc) > numbers(glibc):
         return (
@@ -60,6 +51,20 @@ def check_fit(
             "out before anything is downloaded for the build",
         )
     return ()
+
+
+def runs_on(fork: ForkWheel, python: PythonMinor, platform: Platform, glibc: str) -> bool:
+    """Return whether the fork's library loads there, by its tags and by what it really needs.
+
+    Tags lie: upstream's release wheels are tagged for glibc 2.28 and need 2.38.
+    """
+    tags = parse_wheel_filename(fork.file.name)[3]
+    return (
+        not tags.isdisjoint(tag_ranks(python, platform, glibc))
+        and fork.source.python in ("", python)
+        and fork.machine in ("", MACHINE[platform])
+        and numbers(fork.source.glibc) <= numbers(glibc)
+    )
 
 
 def _misfit(fork: ForkWheel, python: str, platform: str, glibc: str) -> IntegrityError:

@@ -61,7 +61,7 @@ class AskedSet(_Strict):
 
 
 class AskedBase(_Strict):
-    """The root file system to build with mmdebstrap."""
+    """A root file system to build with mmdebstrap; the first that fits is chosen."""
 
     suite: str
     python: PythonMinor
@@ -86,11 +86,11 @@ class AskedTritonDistributed(_Strict):
 class Asked(_Strict):
     """The whole of images/versions.toml."""
 
-    schema_version: Literal[1] = Field(alias="schema")
+    schema_version: Literal[2] = Field(alias="schema")
     targets: Targets
     lines: dict[CudaLine, AskedLine]
     sets: dict[str, AskedSet]
-    base: AskedBase
+    bases: list[AskedBase]
     triton_distributed: AskedTritonDistributed
 
 

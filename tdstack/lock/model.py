@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 CudaLine = Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")]
@@ -94,6 +94,7 @@ class LockedRootfs(_Frozen):
     lay out the same packages in other bytes.
     """
 
+    platform: Platform
     suite: str
     python: PythonMinor
     glibc: Glibc
@@ -133,13 +134,13 @@ class LockedTritonDistributed(_Frozen):
 class Lock(_Frozen):
     """The whole of versions.lock."""
 
-    schema_version: Literal[1] = Field(alias="schema")
+    schema_version: Literal[2] = Field(alias="schema")
     asked: Sha256
     resolver: str
     lines: dict[CudaLine, LockedLine]
     closures: list[Closure]
     packages: dict[PackageRef, Annotated[list[LockedWheel], Field(min_length=1)]]
-    rootfs: dict[Platform, LockedRootfs]
+    rootfs: list[LockedRootfs]
     triton_distributed: LockedTritonDistributed
 
     @model_validator(mode="after")

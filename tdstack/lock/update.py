@@ -75,14 +75,14 @@ def update_lock(
     for ref, found in tool_files.items():
         known = {f.name: f for f in files.get(ref, [])} | {f.name: f for f in found}
         files[ref] = [known[name] for name in sorted(known)]
-    rootfs: dict[Platform, LockedRootfs] = {}
-    for platform in asked.base.platform:
-        before = old.rootfs.get(platform) if old and "base" not in moved else None
-        if before and _same_base(before, asked.base):
-            rootfs[platform] = before
-        else:
-            say(f"resolving the {asked.base.suite} root file system for {platform}")
-            rootfs[platform] = _lock_rootfs(asked.base, platform, fetch_debs)
+    known_rootfs = old.rootfs if old and "base" not in moved else []
+    rootfs: list[LockedRootfs] = []
+    for base in asked.bases:
+        for platform in base.platform:
+            same = [r for r in known_rootfs if r.platform == platform and _same_base(r, base)]
+            if not same:
+                say(f"resolving the {base.suite} root file system for {platform}")
+            rootfs += same[:1] or [_lock_rootfs(base, platform, fetch_debs)]
     return Lock(
         schema=SCHEMA,
         asked=digest,
@@ -133,6 +133,7 @@ def _lock_rootfs(asked: AskedBase, platform: Platform, fetch_debs: DebFetcher) -
             name=f"rootfs-{asked.suite}.tar", sha256=sha256_of(tar), size=tar.stat().st_size
         )
     return LockedRootfs(
+        platform=platform,
         suite=asked.suite,
         python=asked.python,
         glibc=asked.glibc,
