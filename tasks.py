@@ -25,6 +25,7 @@ HELP = {
     "platform": "linux/amd64 or linux/arm64",
     "python": "Python of the image (default: the base's)",
     "base": "rootfs (default), rootfs:SUITE, or an image as REF@sha256:...",
+    "cpython": "a stand-alone CPython to be the image's Python: FILE, or FILE#sha256=HEX",
     "wheel": "a Triton-distributed wheel: FILE, or URL#sha256=HEX",
     "wheelhouse": "a folder or file that may supply any pinned file",
     "incomplete": "take a Triton-distributed wheel that lacks packages its own code imports",
@@ -93,6 +94,7 @@ def plan(
     platform: str = "linux/amd64",
     python: str = "",
     base: str = "rootfs",
+    cpython: str = "",
     wheel: str = "",
     incomplete: bool = False,
     wheelhouse: str = "",
@@ -100,8 +102,9 @@ def plan(
     json: bool = False,
 ) -> None:
     """Show what a build would hold, and where each layer would come from."""
-    request = Request(cuda, triton, torch, platform, python or None, base)
     workspace = Workspace.here(wheelhouse)
+    asked = Request(cuda, triton, torch, platform, python or None, base)
+    request = workspace.request(asked, cpython)
     verbs.plan(
         workspace, request, source=ForkSource(wheel, incomplete), engine=engine, as_json=json
     )
@@ -141,6 +144,7 @@ def fetch(
     platform: str = "linux/amd64",
     python: str = "",
     base: str = "rootfs",
+    cpython: str = "",
     wheel: str = "",
     incomplete: bool = False,
     wheelhouse: str = "",
@@ -148,9 +152,11 @@ def fetch(
     dry: bool = False,
 ) -> None:
     """Download every file of the plan, by hash, into the store."""
-    request = Request(cuda, triton, torch, platform, python or None, base)
+    workspace = Workspace.here(wheelhouse)
+    asked = Request(cuda, triton, torch, platform, python or None, base)
+    request = workspace.request(asked, cpython)
     verbs.fetch(
-        Workspace.here(wheelhouse),
+        workspace,
         request,
         source=ForkSource(wheel, incomplete),
         as_json=json,
@@ -167,6 +173,7 @@ def build(
     platform: str = "linux/amd64",
     python: str = "",
     base: str = "rootfs",
+    cpython: str = "",
     wheel: str = "",
     incomplete: bool = False,
     wheelhouse: str = "",
@@ -176,8 +183,9 @@ def build(
     dry: bool = False,
 ) -> None:
     """Build the image; layers that are there already are not built again."""
-    request = Request(cuda, triton, torch, platform, python or None, base)
     workspace = Workspace.here(wheelhouse)
+    asked = Request(cuda, triton, torch, platform, python or None, base)
+    request = workspace.request(asked, cpython)
     verbs.build(
         workspace,
         request,

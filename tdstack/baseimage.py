@@ -16,8 +16,9 @@ from tdstack.wheelhouse.store import Store, sha256_of
 
 # What an image must offer, asked in plain sh because that is all we know of it.
 PROBE = """
-p=$(command -v "python$1") || { echo "missing: python$1"; exit 1; }
 command -v gcc >/dev/null || { echo "missing: gcc"; exit 1; }
+test "$1" || { getconf GNU_LIBC_VERSION | sed "s/glibc //"; exit; }
+p=$(command -v "python$1") || { echo "missing: python$1"; exit 1; }
 h=$("$p" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 test -e "$h/Python.h" || { echo "missing: Python.h"; exit 1; }
 # A virtual environment's link would point at itself once ours lies over it.
@@ -56,6 +57,7 @@ def base_blob(stack: Stack, store: Store, layout: Path, say: Callable[[str], Non
 def probe_base(engine: Engine, ref: str, python: str) -> BaseFacts:
     """Look for Python `python` in an image, and for what else every layer needs.
 
+    An empty `python`: the image brings none, and a stand-alone one takes its place.
     Raises: HostError naming what the image lacks.
     """
     done = engine.run(RunRequest(ref, ["/bin/sh", "-c", PROBE, "probe", python]))
@@ -63,13 +65,13 @@ def probe_base(engine: Engine, ref: str, python: str) -> BaseFacts:
         raise HostError(
             f"the base image {ref} lacks what every layer needs",
             where="--base",
-            expected=f"python{python} with headers, and gcc",
+            expected=f"python{python} with headers, and gcc" if python else "gcc and getconf",
             got=done.stdout.strip() or done.stderr[-300:],
             remedy="add the packages to that image, choose its Python with --python, or use "
             "--base rootfs",
         )
-    interpreter, glibc = done.stdout.strip().splitlines()[-2:]
-    return BaseFacts(interpreter, glibc)
+    *interpreter, glibc = done.stdout.strip().splitlines()
+    return BaseFacts(interpreter[-1] if interpreter else "", glibc)
 
 
 def _differs(rootfs: LockedRootfs, got: str, say: Callable[[str], None]) -> None:

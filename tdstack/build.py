@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tdstack.assemble.bytecode import write_bytecode
+from tdstack.assemble.bytecode import CPythonTree, write_bytecode
 from tdstack.assemble.entries import Entry, from_bytes
 from tdstack.assemble.image import Image, Step, write_archive, write_layout
 from tdstack.assemble.kernels import kernels_wheel
@@ -33,12 +33,14 @@ from tdstack.assemble.layer import (
 from tdstack.assemble.tar import Blob
 from tdstack.baseimage import base_blob
 from tdstack.console import Stopwatch
+from tdstack.cpython import entries_of, unpack
 from tdstack.engines.base import Engine
 from tdstack.errors import CheckFailed
 from tdstack.lock.model import LockedFile
 from tdstack.plan import LABEL, PREFIX, REPOSITORY, Layer, Plan, slice_of
 from tdstack.report import BuildReport, LayerReport
 from tdstack.space import check_space
+from tdstack.stack import CPYTHON_PLACE
 from tdstack.wheelhouse.store import Store
 
 FetchFiles = Callable[[list[LockedFile]], None]
@@ -71,6 +73,7 @@ class Builder:
         self._partials: list[str] = []
         assert plan.stack.interpreter is not None  # the base was looked into before the plan
         self._interpreter = plan.stack.interpreter
+        self._cpython: CPythonTree | None = None
 
     def build(self, fetch: FetchFiles, output: Path | None = None) -> BuildReport:
         """Build what is missing, tag the result, and write it to `output` as an OCI archive.
@@ -124,6 +127,8 @@ class Builder:
         with ExitStack() as stack:
             layout = stack.enter_context(self._layout())
             stack.callback(self._drop_partials)
+            if missing[0].name == "base":
+                self._unpack_cpython(layout.parent)
             parts = {layer.name: self._parts(layer, layout) for layer in missing}
             check_space(parts, self._store.root, self._engine.storage())
             pool = stack.enter_context(_processes())
@@ -149,6 +154,13 @@ class Builder:
                 )
         return reports
 
+    def _unpack_cpython(self, folder: Path) -> None:
+        if cpython := self._plan.stack.cpython:
+            self._cpython = CPythonTree(folder / "cpython", CPYTHON_PLACE)
+            # Containers run as another user.
+            self._cpython.folder.mkdir(mode=0o755)
+            unpack(self._store.verify(cpython.file), cpython.root, self._cpython.folder)
+
     def _needed(self, missing: tuple[Layer, ...], with_base: bool) -> list[LockedFile]:
         files = [p.file for layer in missing for p in layer.packages if p.file]
         rootfs = self._plan.stack.rootfs
@@ -167,6 +179,8 @@ class Builder:
         wheels = [self._source(layer, p.file) for p in layer.packages if p.file]
         extra = recipe_entries(layer, self._root)
         if layer.name == "base":
+            if self._cpython:
+                extra += entries_of(self._cpython.folder, self._cpython.place)
             extra += venv_entries(self._plan.stack.python, self._interpreter, self._plan.site)
             if self._plan.stack.rootfs is None:  # ours makes it together with its user
                 extra.append(Entry("home/tdstack", "folder", 0o775))
@@ -230,6 +244,7 @@ class Builder:
             layer.recipe,
             self._plan.site,
             layout / "blobs" / "sha256",
+            self._cpython if layer.name == "base" else None,
         )
         for number, (part, future) in enumerate(zip(parts, futures, strict=True), 1):
             own.append(Step(future.result(), f"tdstack {part.title}"))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from tdstack.cpython import LEFT_OUT as CPYTHON_LEFT_OUT
 from tdstack.lock.model import LayerName, LockedFile
 from tdstack.recipe import Recipe, load_recipe, tree_digest
 from tdstack.rootfs import HOOKS, LEFT_OUT, SOURCE_DATE_EPOCH
@@ -132,6 +133,9 @@ def make_plan(stack: Stack, root: Path) -> Plan:
             question["texts"] = texts
         if name == "base":
             question["base"] = _base_question(stack)
+            if stack.cpython:
+                sha256, left_out = stack.cpython.file.sha256, CPYTHON_LEFT_OUT.pattern
+                question["cpython"] = {"sha256": sha256, "left_out": left_out}
         if name == "kernels":
             question["slice"] = lock_slice
             # It writes its own name and version into the wheel that it builds.
@@ -182,6 +186,7 @@ def slice_of(stack: Stack) -> dict[str, object]:
         "base": {
             "image": stack.base,
             "suite": rootfs.suite if rootfs else "",
+            **({"cpython": stack.cpython.file.model_dump()} if stack.cpython else {}),
             "tar": rootfs.tar.sha256 if rootfs else "",
             "packages": {d.package: d.version for d in rootfs.packages} if rootfs else {},
         },

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from packaging.utils import parse_wheel_filename
 
-from tdstack.errors import UsageError
+from tdstack.errors import IntegrityError, UsageError
 from tdstack.fork.fit import check_fit, record_notes, requirement_notes, runs_on
 from tdstack.fork.model import ForkWheel
 from tdstack.lock.model import (
@@ -21,7 +21,7 @@ from tdstack.lock.model import (
     PythonMinor,
     TorchVariant,
 )
-from tdstack.tags import numbers, tag_ranks
+from tdstack.tags import MACHINE, numbers, tag_ranks
 
 T = TypeVar("T", bound=str)
 Flavour = Literal["distributed", "stock"]
@@ -31,8 +31,21 @@ PLATFORMS: tuple[Platform, ...] = ("linux/amd64", "linux/arm64")
 # Every layer stands on what changes less often: a CUDA line differs from its siblings in the
 # last two layers only, so four lines share one torch layer, on disk and in a registry.
 LAYER_ORDER: tuple[LayerName, ...] = ("base", "torch", "nvshmem", "triton", "cuda", "kernels")
+# Where a stand-alone CPython lies in the image.
+CPYTHON_PLACE = "opt/tdstack/python"
 # Images that nobody looked into yet: wheels must run on glibc as old as Ubuntu 22.04's.
 GLIBC_OF_OTHER_BASES = "2.35"
+
+
+@dataclass(frozen=True)
+class CPython:
+    """A stand-alone CPython: its archive, the folder in it, and what it needs of the system."""
+
+    file: LockedFile
+    python: PythonMinor
+    root: str
+    glibc: str
+    machine: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class Request:
     base: str = "rootfs"
     fork: ForkWheel | None = None
     base_facts: BaseFacts | None = None
+    cpython: CPython | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,7 @@ class Stack:
     packages: dict[LayerName, tuple[Package, ...]]
     fork: ForkWheel | None = None
     interpreter: str | None = None
+    cpython: CPython | None = None
     notes: tuple[str, ...] = ()
 
     def all_packages(self) -> Iterator[Package]:
@@ -119,7 +134,8 @@ def make_stack(lock: Lock, request: Request) -> Stack:
     platform = _one_of(request.platform, PLATFORMS, "--platform")
     fork = request.fork if flavour == "distributed" else None
     rootfs = _rootfs(lock, request, platform, fork)
-    python = request.python or _python(rootfs, fork)
+    python = request.python or _python(request, rootfs, fork)
+    _check_cpython(request.cpython, python, platform, rootfs)
     found = [c for c in lock.closures if (c.set, c.torch) == (line.set, torch)]
     closure = next((c for c in found if (c.python, c.platform) == (python, platform)), None)
     if closure is None:
@@ -149,7 +165,6 @@ def make_stack(lock: Lock, request: Request) -> Stack:
             notes += (f"base: {rootfs.suite}, as {why}",)
         notes += record_notes(lock.triton_distributed, fork)
         notes += requirement_notes(fork, versions, python) if fork else ()
-    interpreter = request.base_facts.interpreter if request.base_facts else None
     return Stack(
         request.cuda,
         line,
@@ -161,12 +176,44 @@ def make_stack(lock: Lock, request: Request) -> Stack:
         rootfs,
         packages,
         fork,
-        f"/usr/bin/python{python}" if rootfs else interpreter,
+        _interpreter(request, rootfs, python),
+        request.cpython,
         notes,
     )
 
 
-def _python(rootfs: LockedRootfs | None, fork: ForkWheel | None) -> str:
+def _interpreter(request: Request, rootfs: LockedRootfs | None, python: str) -> str | None:
+    if request.cpython:
+        return f"/{CPYTHON_PLACE}/bin/python{python}"
+    if rootfs:
+        return f"/usr/bin/python{python}"
+    return request.base_facts.interpreter if request.base_facts else None
+
+
+def _check_cpython(
+    cpython: CPython | None, python: str, platform: Platform, rootfs: LockedRootfs | None
+) -> None:
+    if cpython is None:
+        return
+    if cpython.python != python:
+        raise UsageError(
+            f"{cpython.file.name} is Python {cpython.python}, not {python}",
+            where="--python",
+            remedy="leave --python out",
+        )
+    old = rootfs is not None and numbers(cpython.glibc) > numbers(rootfs.glibc)
+    if old or cpython.machine != MACHINE[platform]:
+        raise IntegrityError(
+            f"{cpython.file.name} does not run on this base",
+            where="--cpython",
+            expected=f"one for {platform}, glibc {rootfs.glibc if rootfs else 'any'} or older",
+            got=f"one for {cpython.machine}, glibc {cpython.glibc or 'any'} or newer",
+        )
+
+
+def _python(request: Request, rootfs: LockedRootfs | None, fork: ForkWheel | None) -> str:
+    if request.cpython:
+        return request.cpython.python
     if rootfs:
         return rootfs.python
     return fork.source.python if fork and fork.source.python else "3.12"
@@ -248,16 +295,21 @@ def _rootfs(
             where=f"--base {request.base}",
             expected=", ".join(f"rootfs:{r.suite}" for r in of_platform),
         )
-    having = [r for r in named if request.python in (None, r.python)]
+    own = request.cpython
+    having = [r for r in named if own or request.python in (None, r.python)]
     if not having:
-        pythons = ", ".join(f"{r.suite} has Python {r.python}" for r in named)
+        theirs = ", ".join(f"{r.suite} has Python {r.python}" for r in named)
         raise UsageError(
             f"no root file system has Python {request.python}",
             where="--python",
-            expected=pythons,
-            remedy="leave --python out, or name an image that has it with --base REF@sha256:...",
+            expected=theirs,
+            remedy="leave --python out, bring a stand-alone one with --cpython FILE, or name an "
+            "image that has it with --base REF@sha256:...",
         )
-    fitting = [r for r in having if fork is None or runs_on(fork, r.python, platform, r.glibc)]
+    pythons = {r.suite: own.python if own else r.python for r in having}
+    fitting = [
+        r for r in having if fork is None or runs_on(fork, pythons[r.suite], platform, r.glibc)
+    ]
     return (fitting or having)[0]
 
 

@@ -188,7 +188,8 @@ def pinned_base(
         if pinned != request.base:
             say(f"base: {request.base} is {pinned}; name it so to build the same again")
         request = replace(request, base=pinned)
-    return replace(request, base_facts=probe_base(engine, request.base, python))
+    wanted = "" if request.cpython else python
+    return replace(request, base_facts=probe_base(engine, request.base, wanted))
 
 
 def show_report(report: BuildReport) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdstack.console import FetchProgress, megabytes, say
+from tdstack.cpython import take_cpython
 from tdstack.errors import IntegrityError, UsageError
 from tdstack.fork.acquire import fork_wheel, take_wheel
 from tdstack.fork.model import ANYWHERE, ForkSource, ForkWheel
@@ -49,9 +50,17 @@ class Workspace:
         fork: ForkWheel | None = None
         if source.wheel or request.triton == "distributed":
             own = [r.python for r in lock.rootfs if r.platform == request.platform]
-            python = request.python or (own[0] if own and is_rootfs(request.base) else None)
+            python = request.python or (request.cpython.python if request.cpython else None)
+            python = python or (own[0] if own and is_rootfs(request.base) else None)
             fork = self.fork(source, python)
         return make_plan(make_stack(lock, replace(request, fork=fork)), self.root)
+
+    def request(self, request: Request, cpython: str) -> Request:
+        """Return the request with a stand-alone CPython, if one is named.
+
+        Raises: UsageError, IntegrityError as take_cpython does.
+        """
+        return replace(request, cpython=take_cpython(cpython, self.store)) if cpython else request
 
     def fork(self, source: ForkSource, python: str | None) -> ForkWheel | None:
         """Return Triton-distributed for Python `python`, if it is named or there already.

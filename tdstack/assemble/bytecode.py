@@ -7,7 +7,9 @@ would compile torch's sources anew at import.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tdstack.assemble.entries import Entry, arrange, from_file
@@ -36,6 +38,14 @@ if child:
 """
 
 
+@dataclass(frozen=True)
+class CPythonTree:
+    """A stand-alone CPython, unpacked in `folder`; `place` is where the image has it."""
+
+    folder: Path
+    place: str
+
+
 def write_bytecode(
     engine: Engine,
     ref: str,
@@ -44,20 +54,27 @@ def write_bytecode(
     recipe: Recipe,
     site: str,
     blobs: Path,
+    cpython: CPythonTree | None = None,
 ) -> Blob | None:
     """Compile the sources of `wheels` in the image `ref`; return the tar of the results.
 
-    The recorded source time is the one that every layer's files carry.
+    The recorded source time is the one that every layer's files carry. With `cpython` its own
+    library is compiled too, by itself: the image does not hold it yet.
     Raises: CheckFailed when the image's Python does not run.
     """
     with scratch(blobs.parent) as name:
+        # Sources lie as in the image, so that one run compiles what goes to several places.
         folder = Path(name)
-        if not extract_sources(wheels, recipe, site, folder):
+        count = extract_sources(wheels, recipe, site, folder / site)
+        if cpython:
+            count += _copy_sources(cpython, folder)
+        if not count:
             return None
         for source in folder.rglob("*.py"):
             os.utime(source, (SOURCE_DATE_EPOCH, SOURCE_DATE_EPOCH))
-        command = [interpreter, "-I", "-c", COMPILE, f"/{site}"]
+        command = [interpreter, "-I", "-c", COMPILE, ""]
         mounts = [Mount(folder, "/work", writable=True)]
+        mounts += [Mount(cpython.folder, f"/{cpython.place}")] if cpython else []
         done = engine.run(RunRequest(ref, command, mounts, {"PYTHONHASHSEED": "0"}))
         if done.status:
             raise CheckFailed(
@@ -66,7 +83,16 @@ def write_bytecode(
                 got=done.stderr[-800:],
             )
         entries: list[Entry] = [
-            from_file(f"{site}/{path.relative_to(folder)}", path, 0o644)
-            for path in folder.rglob("*.pyc")
+            from_file(str(path.relative_to(folder)), path, 0o644) for path in folder.rglob("*.pyc")
         ]
         return write_tar(arrange(entries), blobs)
+
+
+def _copy_sources(cpython: CPythonTree, folder: Path) -> int:
+    count = 0
+    for source in cpython.folder.glob("lib/python*/**/*.py"):
+        target = folder / cpython.place / source.relative_to(cpython.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        count += 1
+    return count
