@@ -82,9 +82,10 @@ def _misfit(fork: ForkWheel, python: str, platform: str, glibc: str) -> Integrit
         where="--wheel",
         expected=f"a wheel for Python {python}, {platform}, glibc {glibc} or older",
         got=f"one for {needs}, glibc {source.glibc or 'any'} or newer, tagged {tags}",
-        remedy=f"name a base that fits with --base REF@sha256:... --python "
-        f"{source.python or python}: an image with that Python, its headers, gcc and glibc "
-        f"{source.glibc or glibc} or newer{such}; or give a wheel that was built for this base",
+        remedy=f"bring Python {source.python or python} with --cpython FILE, a stand-alone one; or "
+        f"name a base that fits with --base REF@sha256:... --python {source.python or python}: an "
+        f"image with that Python, its headers, gcc and glibc {source.glibc or glibc} or "
+        f"newer{such}; or give a wheel that was built for this base",
     )
 
 

@@ -155,10 +155,11 @@ def main(arguments: list[str] | None = None, make_installer: MakeInstaller | Non
         return 3
     except (MendError, SwapError) as error:
         print(f"tdstack-verify: not mended: {error}", file=sys.stderr)
-        remedy = error.remedy if isinstance(error, MendError) else ""
-        if remedy:
-            print(f"  remedy: {remedy}", file=sys.stderr)
-        return 1
+        if isinstance(error, MendError) and error.remedy:
+            print(f"  remedy: {error.remedy}", file=sys.stderr)
+        report = verify(options)
+        show(report, as_json=given.json)
+        return max(1, report.code)
     show(report, as_json=given.json)
     return report.code
 
