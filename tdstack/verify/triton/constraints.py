@@ -7,7 +7,8 @@ UV_CONSTRAINT. Both then refuse another Triton with a message that names the con
 from __future__ import annotations
 
 import configparser
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..environment import Environment
@@ -29,24 +30,38 @@ def constraints_text(version: str) -> str:
 
 
 def pip_conf_text(present: str, constraints: Path, inherited: tuple[str, ...] = ()) -> str:
-    """Return a pip.conf that names the constraints beside what was there.
+    """Return a pip.conf that names the constraints beside what was there; other lines stay.
 
     `inherited` are constraint files of pip's outer configuration: pip takes this setting from
     the nearest file alone, so they would be lost. Pure.
     """
-    parser = _parser()
-    parser.read_string(present)
-    if not parser.has_section("install"):
-        parser.add_section("install")
-    own = parser.get("install", "constraint", fallback="").split()
+    lines = present.splitlines()
+    head = next((n for n, line in enumerate(lines) if line.strip() == "[install]"), None)
+    if head is None:
+        lines += [*([""] if lines else []), "[install]"]
+        head = len(lines) - 1
+    first, last = _setting(lines, head)
+    own = _files(lines[first:last])
     files = dict.fromkeys([*(own or inherited), str(constraints)])
-    parser.set("install", "constraint", "\n" + "\n".join(files))
-    lines = [
-        line
-        for section in parser.sections()
-        for line in [f"[{section}]", *(f"{k} = {_folded(v)}" for k, v in parser.items(section)), ""]
-    ]
-    return "\n".join(lines)
+    lines[first:last] = ["constraint =", *(f"    {file}" for file in files)]
+    return "\n".join(lines) + "\n"
+
+
+def _setting(lines: Sequence[str], head: int) -> tuple[int, int]:
+    """Return the lines of `constraint` in the section that begins at `head`, or where it may go."""
+    for n in range(head + 1, len(lines)):
+        if lines[n].startswith("["):
+            break
+        if re.match(r"constraint\s*[=:]", lines[n]):
+            end = n + 1
+            while end < len(lines) and re.match(r"[ \t]+\S", lines[end]):
+                end += 1
+            return n, end
+    return head + 1, head + 1
+
+
+def _files(lines: Sequence[str]) -> list[str]:
+    return [word for line in lines for word in re.sub(r"^constraint\s*[=:]", "", line).split()]
 
 
 def check_constraints(environment: Environment, version: str) -> Iterator[Finding]:
@@ -61,7 +76,7 @@ def check_constraints(environment: Environment, version: str) -> Iterator[Findin
     if f"triton=={version}" not in lines:
         yield failed("constraints", f"{path} does not hold triton {version}", remedy)
         return
-    parser = _parser()
+    parser = configparser.RawConfigParser(strict=False)
     try:
         parser.read_string((environment.prefix / "pip.conf").read_text())
         named = parser.get("install", "constraint", fallback="").split()
@@ -71,11 +86,3 @@ def check_constraints(environment: Environment, version: str) -> Iterator[Findin
         yield failed("constraints", f"{environment.prefix}/pip.conf does not name {path}", remedy)
     else:
         yield passed("constraints", f"pip holds triton=={version}; uv with UV_CONSTRAINT={path}")
-
-
-def _parser() -> configparser.RawConfigParser:
-    return configparser.RawConfigParser(strict=False)
-
-
-def _folded(value: str) -> str:
-    return value.replace("\n", "\n    ")
