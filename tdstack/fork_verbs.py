@@ -13,7 +13,7 @@ from tdstack.fork.model import ForkSource, ForkWheel
 from tdstack.lock.io import load_lock, write_lock
 from tdstack.prefix.triton import check_environment, install, installer_of
 from tdstack.verify.environment import Environment, NoEnvironmentError, find_environment
-from tdstack.verify.main import Options, Report, show, verify
+from tdstack.verify.main import Options, Report, verify
 from tdstack.verify.triton.diagnosis import Diagnosis, diagnose
 from tdstack.verify.triton.mend import Installer, MendError
 from tdstack.verify.triton.swap import SwapError
@@ -165,13 +165,10 @@ def _environment(prefix: str) -> Environment:
 
 def _judged(report: Report, *, as_json: bool) -> Report:
     bad = [f for f in report.findings if not f.ok]
-    if as_json:
-        show(report, as_json=True)
-    else:
-        rows = [["ok" if f.ok else "FAIL", f.check, f.detail] for f in report.findings]
-        table(f"{report.environment.prefix}", ["", "check", "finding"], rows)
-        for line in report.mended:
-            say(f"fixed: {line}")
+    rows = [["ok" if f.ok else "FAIL", f.check, f.detail] for f in report.findings]
+    table(f"{report.environment.prefix}", ["", "check", "finding"], rows)
+    for line in report.mended:
+        say(f"fixed: {line}")
     if bad:
         kind = IntegrityError if report.code == 4 else CheckFailed
         raise kind(
@@ -180,5 +177,9 @@ def _judged(report: Report, *, as_json: bool) -> Report:
             expected=next((f"no {f.symptom!r}" for f in bad if f.symptom), ""),
             got="; ".join(f.detail for f in bad[1:]),
             remedy=bad[0].remedy,
+            # With --json stdout holds one document: on failure that of the error.
+            details=report.as_dict(),
         )
+    if as_json:
+        emit_json(report.as_dict())
     return report
