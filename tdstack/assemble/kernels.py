@@ -9,7 +9,7 @@ from tdstack.errors import HostError
 from tdstack.lock.model import LockedFile
 from tdstack.process import last_words, run
 from tdstack.rootfs import SOURCE_DATE_EPOCH
-from tdstack.wheelhouse.store import Store, sha256_of
+from tdstack.wheelhouse.store import Store, file_of
 
 
 def kernels_wheel(root: Path, scratch: Path, store: Store) -> LockedFile:
@@ -35,6 +35,6 @@ def kernels_wheel(root: Path, scratch: Path, store: Store) -> LockedFile:
             remedy="run scripts/bootstrap.sh; it installs the pinned build backend",
         )
     wheel = wheels[0]
-    file = LockedFile(name=wheel.name, sha256=sha256_of(wheel), size=wheel.stat().st_size)
+    file = file_of(wheel)
     store.admit(wheel, file, origin="kernels/", move=True)
     return file

@@ -7,7 +7,6 @@ really there, and files that a recipe drops appear in neither.
 
 from __future__ import annotations
 
-import base64
 import csv
 import hashlib
 import io
@@ -23,6 +22,7 @@ from installer.utils import parse_entrypoints
 
 from tdstack.assemble.entries import Content, Entry, from_bytes
 from tdstack.errors import IntegrityError
+from tdstack.verify.installed import record_digest
 
 EXECUTABLE = 0o111
 
@@ -152,8 +152,7 @@ class WheelEntries:
         data = entry.content.data
         if data is None:
             return recorded.get(entry.content.member, ""), str(entry.content.size)
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=")
-        return f"sha256={digest.decode()}", str(len(data))
+        return record_digest(hashlib.sha256(data).digest()), str(len(data))
 
     def _relative(self, path: str) -> str:
         if path.startswith(f"{self._site}/"):

@@ -29,7 +29,7 @@ from tdstack.fork.model import ForkWheel
 from tdstack.fork.relabel import label_of, provenance_of, write_alias, write_relabelled
 from tdstack.lock.model import LockedFile, LockedForkWheel, LockedTritonDistributed
 from tdstack.pipconf import pip_config, without_credentials
-from tdstack.wheelhouse.store import Store, sha256_of
+from tdstack.wheelhouse.store import Store, file_of, sha256_of
 
 # Raise it when an inspection asks more, or a relabelled wheel has other bytes than before.
 FORMAT = 3
@@ -230,8 +230,8 @@ def _keep(path: Path, inspection: Inspection, store: Store, commit: str) -> _Tak
             given=path.name,
             version=version,
             source=source_of(inspection, commit),
-            file=_file_of(wheel),
-            alias=_file_of(alias),
+            file=file_of(wheel),
+            alias=file_of(alias),
             machine=facts.needs.machine if facts.needs else "",
             complete=not any(m.needed for m in facts.missing),
             requires=tuple(r for r in facts.requires if not of_the_builder(r)),
@@ -262,10 +262,6 @@ def _read(note: Path) -> _Taken | None:
 
 def _notes(store: Store) -> Path:
     return store.root / "forks"
-
-
-def _file_of(path: Path) -> LockedFile:
-    return LockedFile(name=path.name, sha256=sha256_of(path), size=path.stat().st_size)
 
 
 def _download(source: str, store: Store) -> Path:

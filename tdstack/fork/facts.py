@@ -25,6 +25,7 @@ from tdstack.fork.elf import Needs, NotElfError, compiled_for, needs_of
 from tdstack.fork.imports import Missing, missing_modules
 from tdstack.fork.zipcopy import info_folder, recorded_digests
 from tdstack.tags import numbers
+from tdstack.verify.installed import parse_provenance
 from tdstack.verify.triton.fork import FINGERPRINT, LABEL, LIBRARY, PACKAGES
 from tdstack.wheelhouse.store import sha256_of
 
@@ -210,7 +211,7 @@ class _Reading:
             text = self._archive.read(f"{self.info}/PROVENANCE").decode(errors="replace")
         except KeyError:
             return {}
-        return dict(re.findall(r"(?m)^([\w-]+): (.*)$", text))
+        return parse_provenance(text)
 
 
 def _is_of(data: bytes, wanted: str) -> bool:

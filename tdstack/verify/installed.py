@@ -40,7 +40,7 @@ class Distribution:
     @property
     def provenance(self) -> dict[str, str]:
         """Return where a relabelled wheel comes from, as its PROVENANCE says."""
-        return dict(re.findall(r"(?m)^([\w-]+): (.*)$", _text(self.info / "PROVENANCE")))
+        return parse_provenance(_text(self.info / "PROVENANCE"))
 
     @property
     def label(self) -> str:
@@ -80,6 +80,11 @@ def sha256_digest(path: Path) -> str:
     """Return the digest of a file's bytes as RECORD writes it."""
     with path.open("rb") as stream:
         return record_digest(hashlib.file_digest(stream, "sha256").digest())
+
+
+def parse_provenance(text: str) -> dict[str, str]:
+    """Return the `key: value` lines of a relabelled wheel's PROVENANCE."""
+    return dict(re.findall(r"(?m)^([\w-]+): (.*)$", text))
 
 
 def record_digest(raw: bytes) -> str:

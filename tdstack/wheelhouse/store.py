@@ -33,6 +33,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def file_of(path: Path) -> LockedFile:
+    """Return a file on disk as a lock would name it."""
+    return LockedFile(name=path.name, sha256=sha256_of(path), size=path.stat().st_size)
+
+
 @dataclass(frozen=True)
 class Store:
     """A store under `root`. All methods are safe beside other processes."""

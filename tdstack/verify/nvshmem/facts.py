@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import email
 import hashlib
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from ..environment import Answer, Environment, ask
 from ..finding import canonical
+from ..installed import record_digest
 from .bitcode import BitcodeError, device_version
 
 FOLDER = Path("nvidia/nvshmem/lib")  # of every NVSHMEM wheel, in its site
@@ -248,8 +248,7 @@ def _wheel(info: Path, metadata: Message, digests: Digests) -> Wheel:
         if path.suffix != ".bc" and not path.name.startswith(HOST):
             continue
         file = Path(os.path.realpath(info.parent / path))
-        written = base64.urlsafe_b64encode(bytes.fromhex(digests[file])).decode().rstrip("=")
-        kind = "own" if row[1] == f"sha256={written}" else "foreign"
+        kind = "own" if row[1] == record_digest(bytes.fromhex(digests[file])) else "foreign"
         if not file.is_file():
             kind = "missing"
         groups[kind].append(path.name)
