@@ -691,3 +691,13 @@ def test_stock_files_are_no_fork_under_any_name(tmp_path: Path) -> None:
             metadata=f"Name: {name}\nVersion: 3.4.0\n",
         )  # fmt: skip
         assert [f.check for f in look(wheel).refused] == ["fingerprint"]
+
+
+def test_a_member_whose_name_was_cut_to_nothing_is_refused(tmp_path: Path) -> None:
+    wheel = odd_wheel(tmp_path)
+    data = bytearray(wheel.read_bytes())
+    data[data.rindex(b"triton/__init__.py")] = 0  # in the directory at the end
+    wheel.write_bytes(bytes(data))
+    with pytest.raises(IntegrityError, match="not a whole wheel") as caught:
+        read_facts(wheel)
+    assert "a member has no name" in caught.value.got

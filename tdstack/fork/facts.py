@@ -139,6 +139,9 @@ def read_facts(path: Path) -> WheelFacts:
 class _Reading:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
+        # Without this a name that a damaged directory cut to nothing ends in is_dir's IndexError.
+        if not all(i.filename for i in archive.infolist()):
+            raise zipfile.BadZipFile("a member has no name")
         self.members = [i for i in archive.infolist() if not i.is_dir()]
         self.info = info_folder(archive)
         self._recorded = recorded_digests(archive, self.info)
