@@ -27,12 +27,12 @@ from tdstack.fork.inspection import (
 )
 from tdstack.fork.model import ForkWheel
 from tdstack.fork.relabel import label_of, provenance_of, write_alias, write_relabelled
-from tdstack.lock.model import LockedFile, LockedForkWheel, LockedTritonDistributed
+from tdstack.lock.model import LockedForkWheel, LockedTritonDistributed
 from tdstack.pipconf import pip_config, without_credentials
 from tdstack.wheelhouse.store import Store, file_of, sha256_of
 
 # Raise it when an inspection asks more, or a relabelled wheel has other bytes than before.
-FORMAT = 3
+FORMAT = 4
 # Not the alias, which has no library, nor any other distribution's wheel.
 _FORKS = re.compile(r"(triton[_-]dist-(?!.*\+dist\..*-py3-none-any)|triton-[^-]*\+dist).*\.whl")
 
@@ -47,24 +47,7 @@ class _Taken(BaseModel):
 
     format: int
     given: str
-    version: str
-    source: LockedForkWheel
-    file: LockedFile
-    alias: LockedFile
-    machine: str
-    complete: bool
-    requires: tuple[str, ...]
-
-    def fork(self) -> ForkWheel:
-        return ForkWheel(
-            file=self.file,
-            version=self.version,
-            alias=self.alias,
-            source=self.source,
-            machine=self.machine,
-            complete=self.complete,
-            requires=self.requires,
-        )
+    fork: ForkWheel
 
 
 def take_wheel(
@@ -113,7 +96,7 @@ def take_file(
     if not commit:  # what was built from the pinned commit is known by that
         _check_recorded(path.name, digest, pinned)
     taken = _remembered(store, digest, pinned.base_version)
-    if taken is None or taken.given != path.name or not (taken.complete or incomplete):
+    if taken is None or taken.given != path.name or not (taken.fork.complete or incomplete):
         with store.locked(f"fork-{digest[:32]}"):
             inspection = inspect(read_facts(path), pinned.base_version, incomplete=incomplete)
             inspection.require()
@@ -121,10 +104,10 @@ def take_file(
             # A relabelled wheel has a name of its own; the lock records what it was made from.
             if not commit:
                 _check_recorded(source.name, source.sha256, pinned)
-            return _keep(path, inspection, store, commit).fork()
+            return _keep(path, inspection, store, commit)
     if not commit:
-        _check_recorded(taken.source.name, taken.source.sha256, pinned)
-    return taken.fork()
+        _check_recorded(taken.fork.source.name, taken.fork.source.sha256, pinned)
+    return taken.fork
 
 
 def fork_wheel(
@@ -160,9 +143,10 @@ def fork_wheel(
     if given:
         return take_file(given[0], store, pinned, incomplete=incomplete)
     known = [_remembered(store, wheel.sha256, pinned.base_version) for wheel in pinned.wheels]
-    kept = [t for t in known if t and (python is None or t.source.python in ("", python))]
+    forks = [taken.fork for taken in known if taken]
+    kept = [f for f in forks if python is None or f.source.python in ("", python)]
     if len(kept) == 1 and (kept[0].complete or incomplete):
-        return kept[0].fork()
+        return kept[0]
     return built_earlier(pinned, store, python)
 
 
@@ -186,8 +170,8 @@ def by_version(version: str, store: Store) -> ForkWheel | None:
     """Return the fork in the store whose label is `version`."""
     for note in sorted(_notes(store).glob("*.json")):
         taken = _read(note)
-        if taken and taken.version == version and store.has(taken.file) and store.has(taken.alias):
-            return taken.fork()
+        if taken and taken.fork.version == version and _has(store, taken.fork):
+            return taken.fork
     return None
 
 
@@ -218,16 +202,14 @@ def source_of(inspection: Inspection, commit: str = "") -> LockedForkWheel:
     )
 
 
-def _keep(path: Path, inspection: Inspection, store: Store, commit: str) -> _Taken:
+def _keep(path: Path, inspection: Inspection, store: Store, commit: str) -> ForkWheel:
     facts = inspection.facts
     told = provenance_of(facts, commit)
     version = label_of(facts)
     with tempfile.TemporaryDirectory(dir=store.work()) as name:
         wheel = write_relabelled(path, facts, told, Path(name))
         alias = write_alias(version, told, Path(name))
-        taken = _Taken(
-            format=FORMAT,
-            given=path.name,
+        fork = ForkWheel(
             version=version,
             source=source_of(inspection, commit),
             file=file_of(wheel),
@@ -236,20 +218,25 @@ def _keep(path: Path, inspection: Inspection, store: Store, commit: str) -> _Tak
             complete=not any(m.needed for m in facts.missing),
             requires=tuple(r for r in facts.requires if not of_the_builder(r)),
         )
-        store.admit(wheel, taken.file, origin=str(path), move=True)
-        store.admit(alias, taken.alias, origin=str(path), move=True)
+        store.admit(wheel, fork.file, origin=str(path), move=True)
+        store.admit(alias, fork.alias, origin=str(path), move=True)
         note = Path(name, "note")
+        taken = _Taken(format=FORMAT, given=path.name, fork=fork)
         note.write_text(taken.model_dump_json(indent=1))
         _notes(store).mkdir(exist_ok=True)
         note.replace(_notes(store) / f"{facts.sha256}.json")
-    return taken
+    return fork
 
 
 def _remembered(store: Store, digest: str, base_version: str) -> _Taken | None:
     taken = _read(_notes(store) / f"{digest}.json")
-    if taken is None or taken.version.partition("+")[0] != base_version:
+    if taken is None or taken.fork.version.partition("+")[0] != base_version:
         return None
-    return taken if store.has(taken.file) and store.has(taken.alias) else None
+    return taken if _has(store, taken.fork) else None
+
+
+def _has(store: Store, fork: ForkWheel) -> bool:
+    return store.has(fork.file) and store.has(fork.alias)
 
 
 def _read(note: Path) -> _Taken | None:
