@@ -35,10 +35,12 @@ from gemm_allreduce import compile as command
 from gemm_allreduce import toolchain
 from gemm_allreduce.arguments import ARGUMENTS, INTEGERS, POINTERS
 from gemm_allreduce.bundle import read_bundle
+from gemm_allreduce.cache import Cache
 from gemm_allreduce.compile import main
 from gemm_allreduce.compiler import (
     QUICK_VARIANT,
     CompileError,
+    Cubin,
     Job,
     Output,
     make_cubin,
@@ -418,6 +420,34 @@ def test_an_older_bundle_stays_until_there_is_a_new_one(
     monkeypatch.setattr(command, "run_job", refused)
     assert main(arguments) == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_a_cache_that_cannot_be_written_stops_what_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_triton(monkeypatch)
+    mark = tmp_path / "mark"
+
+    def slow(job: Job) -> Output:
+        if job.arch == "sm_90":
+            mark.write_text(str(os.getpid()))
+            time.sleep(60)
+        while not mark.exists():
+            time.sleep(0.01)
+        return made(job)
+
+    def full(self: Cache, job: Job, cubin: Cubin) -> None:
+        raise OSError(28, "No space left on device", "cache")
+
+    monkeypatch.setattr(command, "run_job", slow)
+    monkeypatch.setattr(Cache, "put", full)
+    started = time.monotonic()
+    archs = ["--arch", "sm_80", "--arch", "sm_90"]
+    assert main([*archs, "--quick", "--out", str(tmp_path / "out"), "--jobs", "2"]) == 3
+    assert "No space left on device" in capsys.readouterr().err
+    assert time.monotonic() - started < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
