@@ -177,7 +177,7 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_ptxas", lambda arch: PTXAS)
     monkeypatch.setattr(command, "find_triton", lambda: TRITON)
     monkeypatch.setattr(command, "warnings_for", lambda arch: [])
-    monkeypatch.setattr(command, "kernel_of", lambda variant: None)
+    monkeypatch.setattr(command, "prepare", lambda jobs: None)
     monkeypatch.setattr(command, "run_job", made)
 
 
@@ -201,6 +201,24 @@ def test_what_is_compiled(
     assert [(entry["arch"], entry["name"]) for entry in entries] == [
         (arch, variant.name) for arch in ("sm_86", "sm_120") for variant in wanted(arch)
     ]
+
+
+@needs_triton
+def test_processes_find_done_what_each_would_do(tmp_path: Path) -> None:
+    # Triton hashes its library, of hundreds of megabytes, in each process that compiles.
+    code = (
+        "import importlib, sys\n"
+        "from gemm_allreduce.compiler import QUICK_VARIANT, plan_job, prepare\n"
+        "from gemm_allreduce.toolchain import compile_environment, find_ptxas, Triton\n"
+        "with compile_environment():\n"
+        "    triton = Triton('', '', False, '')\n"
+        "    prepare([plan_job(QUICK_VARIANT, 'sm_90', triton, find_ptxas('sm_90'))])\n"
+        "    modules = 'triton.runtime.cache', 'triton.compiler.compiler'\n"
+        "    found = [getattr(importlib.import_module(m), 'triton_key', None) for m in modules]\n"
+        "    assert max(f.cache_info().currsize for f in found if f) == 1\n"
+        "    assert 'gemm_allreduce.one_shot' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment_of(SOURCES, {}), check=True)
 
 
 def test_environment_is_private_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ from .compiler import (
     make_cubin,
     multimem_forms,
     plan_job,
+    prepare,
     run_job,
     without_multimem,
 )
@@ -55,7 +56,6 @@ from .forked import run_forked
 from .limits import NO_MULTIMEM, SHARED_LIMITS
 from .manifest import write_bundle
 from .progress import Progress
-from .signature import kernel_of
 from .toolchain import (
     MissingToolError,
     Ptxas,
@@ -152,8 +152,7 @@ def _make(options: argparse.Namespace, run: Run, jobs: Sequence[Job], progress: 
             missing.append(job)
     run.reused = len(found)
     if missing:
-        for job in missing:
-            kernel_of(job.variant)  # imports it once, not in every process
+        prepare(missing)
         errors: dict[int, str] = {}
         # Closed at once, whatever happens here: what still runs must not outlive its folders.
         with contextlib.closing(run_forked(missing, run_job, options.jobs)) as results:
