@@ -23,6 +23,7 @@ HELP = {
     "triton": "distributed (default) or stock",
     "torch": "cuda (default), cpu or none",
     "platform": "linux/amd64 or linux/arm64",
+    "arch": "compile kernels for this GPU architecture, such as sm_90; repeatable (default: all)",
     "python": "Python of the image (default: the base's)",
     "base": "rootfs (default), rootfs:SUITE, or an image as REF@sha256:...",
     "cpython": "a stand-alone CPython to be the image's Python: FILE, or FILE#sha256=HEX",
@@ -64,7 +65,8 @@ def verb(function: Callable[..., None]) -> Any:
 
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
     helps = {name: HELP[name] for name in names if name in HELP}
-    return task(help={**helps, **getattr(function, "helps", {})})(wrapped)
+    iterable = [name for name in names if name == "arch"]
+    return task(help={**helps, **getattr(function, "helps", {})}, iterable=iterable)(wrapped)
 
 
 def end_with(error: TdstackError, cause: BaseException, options: dict[str, Any]) -> NoReturn:
@@ -92,6 +94,7 @@ def plan(
     triton: str = "distributed",
     torch: str = "cuda",
     platform: str = "linux/amd64",
+    arch: list[str] | None = None,
     python: str = "",
     base: str = "rootfs",
     cpython: str = "",
@@ -103,7 +106,7 @@ def plan(
 ) -> None:
     """Show what a build would hold, and where each layer would come from."""
     workspace = Workspace.here(wheelhouse)
-    asked = Request(cuda, triton, torch, platform, python or None, base)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
     request = workspace.request(asked, cpython)
     verbs.plan(
         workspace, request, source=ForkSource(wheel, incomplete), engine=engine, as_json=json
@@ -142,6 +145,7 @@ def fetch(
     triton: str = "distributed",
     torch: str = "cuda",
     platform: str = "linux/amd64",
+    arch: list[str] | None = None,
     python: str = "",
     base: str = "rootfs",
     cpython: str = "",
@@ -153,7 +157,7 @@ def fetch(
 ) -> None:
     """Download every file of the plan, by hash, into the store."""
     workspace = Workspace.here(wheelhouse)
-    asked = Request(cuda, triton, torch, platform, python or None, base)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
     request = workspace.request(asked, cpython)
     verbs.fetch(
         workspace,
@@ -171,6 +175,7 @@ def build(
     triton: str = "distributed",
     torch: str = "cuda",
     platform: str = "linux/amd64",
+    arch: list[str] | None = None,
     python: str = "",
     base: str = "rootfs",
     cpython: str = "",
@@ -184,7 +189,7 @@ def build(
 ) -> None:
     """Build the image; layers that are there already are not built again."""
     workspace = Workspace.here(wheelhouse)
-    asked = Request(cuda, triton, torch, platform, python or None, base)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
     request = workspace.request(asked, cpython)
     verbs.build(
         workspace,
