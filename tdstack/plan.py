@@ -21,6 +21,7 @@ from tdstack.lock.model import Arch, LayerName, LockedFile
 from tdstack.recipe import Recipe, load_recipe, tree_digest
 from tdstack.rootfs import HOOKS, LEFT_OUT, SOURCE_DATE_EPOCH
 from tdstack.stack import LAYER_ORDER, Package, Stack
+from tdstack.tags import line_tag
 from tdstack.variants import variant_names
 from tdstack.verify.triton.constraints import constraints_path, constraints_text, pip_conf_text
 
@@ -209,7 +210,7 @@ def slice_of(stack: Stack) -> dict[str, object]:
 
 def short_name(stack: Stack) -> str:
     """Return the rolling tag: `cu124`, and what differs from the default after it."""
-    parts = [f"cu{stack.cuda.replace('.', '')}"]
+    parts = [line_tag(stack.cuda)]
     parts += [stack.flavour] if stack.flavour != "distributed" else []
     parts += [f"torch-{stack.torch}"] if stack.torch != "cuda" else []
     parts += [stack.platform.split("/")[1]] if stack.platform != "linux/amd64" else []

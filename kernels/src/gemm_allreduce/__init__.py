@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .linear import RowParallelLinear
     from .workspace import PeerTimeoutError, Workspace
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["PeerTimeoutError", "RowParallelLinear", "Workspace", "__version__", "gemm_allreduce"]
 
 _HOMES = {
