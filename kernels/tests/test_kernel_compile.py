@@ -35,7 +35,7 @@ from gemm_allreduce.compile import (
 )
 from gemm_allreduce.dispatch import Shape, choose, reachable_variants
 from gemm_allreduce.elf import cubin_sm
-from gemm_allreduce.launch import constexprs, kernel_of
+from gemm_allreduce.signature import constexprs, kernel_of
 from gemm_allreduce.variants import Variant
 
 SOURCES = Path(gemm_allreduce.__file__).resolve().parent.parent
@@ -354,6 +354,6 @@ def test_known_fault_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernels_take_the_arguments_that_launch_gives(variant: Variant) -> None:
     with compile_environment():
         kernel = kernel_of(variant)
-    assert kernel.arg_names == [*ARGUMENTS, *constexprs(variant, virtual=False)]
+    assert kernel.arg_names == [*ARGUMENTS, *constexprs(variant)]
     integers = [name for name in ARGUMENTS if not name.endswith("_ptr") and name != "heap_table"]
     assert list(kernel.do_not_specialize) == integers

@@ -8,20 +8,21 @@ from __future__ import annotations
 from typing import Final
 
 ARGUMENTS: Final[dict[str, str]] = {
-    "x_ptr": "operand [M, K], contiguous; with VIRTUAL [W, M, K]",
-    "weight_ptr": "operand [N, K], contiguous; with VIRTUAL [W, N, K]",
-    "y_ptr": "dtype [M, N], contiguous, written; with VIRTUAL [W, M, N]",
+    "x_ptr": "operand [M, K], contiguous; if virtual [W, M, K]",
+    "weight_ptr": "operand [N, K], contiguous; if virtual [W, N, K]",
+    "y_ptr": "dtype [M, N], contiguous, written; if virtual [W, M, N]",
     "bias_ptr": "dtype [N]; any pointer where extras lacks it",
     "residual_ptr": "dtype [M, N], contiguous; any pointer where extras lacks it",
-    "x_scale_ptr": "float32 [M]; with VIRTUAL [W, M]; unused unless SCALED",
-    "weight_scale_ptr": "float32 [N]; with VIRTUAL [W, N]; unused unless SCALED",
+    "x_scale_ptr": "float32 [M]; if virtual [W, M]; unused unless SCALED",
+    "weight_scale_ptr": "float32 [N]; if virtual [W, N]; unused unless SCALED",
     "heap_table": "int64 [W]: address of each rank's heap in this process; with MULTIMEM "
     "[W + 1], the last one the multicast address of all heaps",
     "status_ptr": "int32 [W, STATUS_WORDS]: the host's copy of the status records",
     "M": "rows",
     "n_vectors": "N / 8",
     "k_vectors": "K / 8, or K / 16 for 8-bit operands",
-    "rank": "this rank; ignored with VIRTUAL",
+    "rank": "this rank; 0 if virtual",
+    "virtual": "1: all W ranks are in this launch, rank = CTA % W; 0: this rank alone",
     "gemm_ctas": "CTAs of a rank that compute",
     "copy_first": "first CTA of a rank that copies results to y",
     "extras": "bits: 1 bias, 2 residual",
@@ -35,12 +36,14 @@ ARGUMENTS: Final[dict[str, str]] = {
     "result": "offset in the heap, pages",
 }
 """The run-time arguments of every kernel, in order. Pointers are multiples of 16 bytes,
-integers are 32 bits and not specialised on, so that one binary serves every shape and rank.
-VIRTUAL: all W ranks in one launch, rank = CTA % W; the grid is W times the CTAs of a rank."""
+integers are 32 bits and not specialised on, so that one binary serves every shape and rank, and
+virtual ranks test the very binary that processes run. The grid of a virtual launch is W times the
+CTAs of a rank."""
 
-INTEGERS: Final = tuple(
-    name for name in ARGUMENTS if not name.endswith("_ptr") and name != "heap_table"
-)
+POINTERS: Final = tuple(n for n in ARGUMENTS if n.endswith("_ptr") or n == "heap_table")
+"""Those that are addresses, multiples of 16 bytes: kernels are specialised on that."""
+
+INTEGERS: Final = tuple(name for name in ARGUMENTS if name not in POINTERS)
 """Those that are numbers: kernels are not specialised on them."""
 
 EXTRA_BIAS: Final = 1

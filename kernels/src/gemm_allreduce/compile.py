@@ -38,10 +38,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import __version__
-from .arguments import ARGUMENTS
+from .arguments import POINTERS
 from .dispatch import ARCHS, Shape, choose, reachable_variants
 from .elf import cubin_sm
-from .launch import compile_options, constexprs, kernel_of
+from .signature import compile_options, constexprs, kernel_of, signature
 from .variants import Variant
 
 MANIFEST_SCHEMA: Final = 1
@@ -62,13 +62,6 @@ assert tuple(SHARED_LIMITS) == ARCHS
 
 _NO_MULTIMEM: Final = ("sm_80", "sm_86", "sm_89")
 
-_ELEMENTS: Final = {"bf16": "bf16", "fp16": "fp16", "fp8e4m3": "fp8e4nv", "int8": "i8"}
-_FIXED: Final = {
-    "x_scale_ptr": "*fp32",
-    "weight_scale_ptr": "*fp32",
-    "heap_table": "*i64",
-    "status_ptr": "*i32",
-}
 QUICK_VARIANT: Final = choose(Shape(16, 8192, 1024, 8, "sm_90")).variant
 """One variant that compiles for every architecture."""
 
@@ -217,16 +210,12 @@ def compile_variant(variant: Variant, arch: str) -> Cubin:
     what = f"{variant.name} for {arch}"
     try:
         kernel = kernel_of(variant)
-        signature = _signature(variant)
+        types = signature(variant)
         source = ASTSource(
             kernel,
-            {name: signature[name] for name in kernel.arg_names},
-            constexprs(variant, virtual=False),
-            {
-                (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
-                for name, kind in signature.items()
-                if kind.startswith("*")
-            },
+            {name: types[name] for name in kernel.arg_names},
+            constexprs(variant),
+            {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in POINTERS},
         )
         # Triton 3.6 prints the whole PTX when ptxas fails, into what --json reports.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -443,14 +432,6 @@ def _import_triton() -> Any:
             "remove site-packages/triton and install it again"
         )
     return triton
-
-
-def _signature(variant: Variant) -> dict[str, str]:
-    types = dict.fromkeys(ARGUMENTS, "i32") | _FIXED
-    types.update(dict.fromkeys(("x_ptr", "weight_ptr"), f"*{_ELEMENTS[variant.operand]}"))
-    types.update(dict.fromkeys(("y_ptr", "bias_ptr", "residual_ptr"), f"*{variant.dtype}"))
-    types.update(dict.fromkeys(constexprs(variant, virtual=False), "constexpr"))
-    return types
 
 
 def _first_lines(error: Exception, limit: int = 12) -> str:

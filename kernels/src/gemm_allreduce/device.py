@@ -49,6 +49,7 @@ def in_heaps(heap_table, peers, page, dtype: tl.constexpr):
 @triton.jit
 def this_rank(
     rank,
+    virtual,
     x_ptr,
     weight_ptr,
     y_ptr,
@@ -58,21 +59,21 @@ def this_rank(
     N,
     K,
     W: tl.constexpr,
-    VIRTUAL: tl.constexpr,
 ):
     """Return the rank of this CTA, its number and how many there are in the rank, and its operands."""
     cta = tl.program_id(0)
     ctas = tl.num_programs(0)
-    if VIRTUAL:
-        rank = cta % W
-        cta = cta // W
-        ctas = ctas // W
-        x_ptr += rank.to(tl.int64) * M * K
-        weight_ptr += rank.to(tl.int64) * N * K
-        y_ptr += rank.to(tl.int64) * M * N
-        x_scale_ptr += rank * M
-        weight_scale_ptr += rank * N
-    return rank, cta, ctas, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr
+    # Without a branch: pointers that come out of one would lose their alignment.
+    all_here = virtual != 0
+    offset = tl.where(all_here, cta % W, 0)
+    cta = tl.where(all_here, cta // W, cta)
+    ctas = tl.where(all_here, ctas // W, ctas)
+    x_ptr += offset.to(tl.int64) * M * K
+    weight_ptr += offset.to(tl.int64) * N * K
+    y_ptr += offset.to(tl.int64) * M * N
+    x_scale_ptr += offset * M
+    weight_scale_ptr += offset * N
+    return rank + offset, cta, ctas, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr
 
 
 @triton.jit

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .arguments import EXTRA_BIAS, EXTRA_RESIDUAL
 from .dispatch import Choice
 from .layout import PAGE, HeapLayout, ceil_div
-from .variants import ENABLE_FP_FUSION, ROW_BYTES, Variant
+from .signature import compile_options, constexprs, kernel_of
+from .variants import ROW_BYTES, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -75,44 +76,6 @@ def plan_grid(
     return Grid(gemm + comm, gemm, 0)
 
 
-def constexprs(variant: Variant, *, virtual: bool) -> dict[str, Any]:
-    """Return the compile-time arguments of a variant."""
-    values = {
-        "W": variant.world_size,
-        "BM": variant.tile.block_m,
-        "BN": variant.tile.block_n,
-        "BK": variant.block_k,
-        "SPLIT": variant.split,
-        "SCALED": variant.scaled,
-        "VIRTUAL": virtual,
-    }
-    if variant.algorithm == "two_shot":
-        values["MULTIMEM"] = variant.multimem
-    return values
-
-
-def compile_options(variant: Variant) -> dict[str, Any]:
-    """Return the compiler's options for a variant."""
-    return {
-        "num_warps": variant.tile.num_warps,
-        "num_stages": variant.tile.num_stages,
-        "enable_fp_fusion": ENABLE_FP_FUSION,
-        # CTAs wait for each other: a grid that is not resident at once must fail, not hang.
-        "launch_cooperative_grid": True,
-    }
-
-
-def kernel_of(variant: Variant) -> Any:
-    """Return the Triton function of a variant. Imports Triton."""
-    if variant.algorithm == "one_shot":
-        from .one_shot import gemm_allreduce_one_shot
-
-        return gemm_allreduce_one_shot
-    from .two_shot import gemm_allreduce_two_shot
-
-    return gemm_allreduce_two_shot
-
-
 def launch(variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_limit: int) -> None:
     """Launch the kernel on the current stream without waiting for it. Checks no shapes.
 
@@ -156,6 +119,7 @@ def launch(variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_
         y.shape[-1] * y.element_size() // ROW_BYTES,
         x.shape[-1] * x.element_size() // ROW_BYTES,
         ranks.rank,
+        int(ranks.virtual),
         grid.gemm_ctas,
         grid.copy_first,
         extras,
@@ -167,7 +131,7 @@ def launch(variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_
         layout.receive // PAGE,
         layout.owned_area // 128,
         layout.result // PAGE,
-        **constexprs(variant, virtual=ranks.virtual),
+        **constexprs(variant),
         **options,
     )
 

@@ -40,6 +40,7 @@ def gemm_allreduce_one_shot(
     n_vectors,
     k_vectors,
     rank,
+    virtual,
     gemm_ctas,
     copy_first,
     extras,
@@ -57,7 +58,6 @@ def gemm_allreduce_one_shot(
     BK: tl.constexpr,
     SPLIT: tl.constexpr,
     SCALED: tl.constexpr,
-    VIRTUAL: tl.constexpr,
 ):
     """y = sum over ranks of x @ weight.T, on every rank; the arguments: arguments.py."""
     dtype = y_ptr.dtype.element_ty
@@ -65,7 +65,7 @@ def gemm_allreduce_one_shot(
     N = n_vectors * 8
     K = k_vectors * (16 if SCALED else 8)
     rank, cta, ctas, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr = this_rank(
-        rank, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr, M, N, K, W, VIRTUAL
+        rank, virtual, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr, M, N, K, W
     )
 
     epoch, broken = enter(heap_table, rank)

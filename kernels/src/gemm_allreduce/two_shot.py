@@ -55,6 +55,7 @@ def gemm_allreduce_two_shot(
     n_vectors,
     k_vectors,
     rank,
+    virtual,
     gemm_ctas,
     copy_first,
     extras,
@@ -72,7 +73,6 @@ def gemm_allreduce_two_shot(
     BK: tl.constexpr,
     SPLIT: tl.constexpr,
     SCALED: tl.constexpr,
-    VIRTUAL: tl.constexpr,
     MULTIMEM: tl.constexpr,
 ):
     """y = sum over ranks of x @ weight.T, on every rank; the arguments: arguments.py."""
@@ -81,7 +81,7 @@ def gemm_allreduce_two_shot(
     N = n_vectors * 8
     K = k_vectors * (16 if SCALED else 8)
     rank, cta, ctas, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr = this_rank(
-        rank, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr, M, N, K, W, VIRTUAL
+        rank, virtual, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr, M, N, K, W
     )
 
     UNIT_ROWS: tl.constexpr = BM // SPLIT
