@@ -6,6 +6,7 @@ import errno
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from invoke.context import Context
@@ -242,6 +243,39 @@ def install(
         )
     source = ForkSource(wheel, incomplete)
     install_verb(Workspace.here(wheelhouse), prefix, source, as_json=json, dry=dry)
+
+
+@verb
+@helps(
+    out="the folder that gets the bundle and the wheels (default: dist/ of the checkout)",
+    jobs="number of compilers at a time (default: the CPUs that this process may use)",
+)
+def compile(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    arch: list[str] | None = None,
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    out: str = "",
+    jobs: int = 0,
+    json: bool = False,
+    dry: bool = False,
+) -> None:
+    """Compile the kernels ahead of time into wheels, without an engine or a GPU."""
+    from tdstack.compile_verb import compile_verb
+
+    workspace = Workspace.here(wheelhouse)
+    compile_verb(
+        workspace,
+        Request(cuda, triton, archs=tuple(arch or ())),
+        ForkSource(wheel, incomplete),
+        out=Path(out).expanduser().absolute() if out else workspace.root / "dist",
+        jobs=jobs,
+        as_json=json,
+        dry=dry,
+    )
 
 
 @verb

@@ -16,7 +16,9 @@ from typing import Any
 from tdstack.assemble.bundle import MANIFEST, read_bundle
 from tdstack.engines.base import Engine, Mount, RunRequest, RunResult
 from tdstack.errors import CheckFailed, HostError
+from tdstack.lock.model import Arch
 from tdstack.plan import PREFIX, Plan
+from tdstack.stack import Stack
 from tdstack.wheelhouse.store import Store
 
 WORK = "/work"
@@ -83,7 +85,7 @@ def compile_cubins(
         raise _failure(done, report, request.ref)
     read_bundle(bundle)
     manifest = json.loads((bundle / MANIFEST).read_text())
-    check_manifest(manifest, plan)
+    check_manifest(manifest, plan.stack, plan.cubins, request.ref)
     return Compilation(
         bundle=bundle,
         archs=tuple(plan.stack.archs),
@@ -91,8 +93,8 @@ def compile_cubins(
         compiled=report["compiled"],
         reused=report["reused"],
         size=sum(cubin["size"] for cubin in manifest["cubins"]),
-        triton=triton_of(plan),
-        ptxas=ptxas_of(plan),
+        triton=triton_of(plan.stack),
+        ptxas=ptxas_of(plan.stack),
     )
 
 
@@ -105,39 +107,41 @@ def compile_command(plan: Plan) -> list[str]:
     return [*command, *(word for arch in plan.stack.archs for word in ("--arch", arch))]
 
 
-def triton_of(plan: Plan) -> str:
-    """Return the version that the image's Triton has in its metadata. Pure."""
-    return next(p.version for p in plan.stack.packages["triton"] if p.name == "triton")
+def triton_of(stack: Stack) -> str:
+    """Return the version that the stack's Triton has in its metadata. Pure."""
+    return next(p.version for p in stack.packages["triton"] if p.name == "triton")
 
 
-def ptxas_of(plan: Plan) -> str:
+def ptxas_of(stack: Stack) -> str:
     """Return the version of the line's ptxas: that of the package which brings it. Pure."""
-    brings = [p for p in plan.stack.packages["cuda"] if p.name.startswith("nvidia-cuda-nvcc")]
+    brings = [p for p in stack.packages["cuda"] if p.name.startswith("nvidia-cuda-nvcc")]
     return brings[0].version
 
 
-def check_manifest(manifest: Mapping[str, Any], plan: Plan) -> None:
-    """Compare who compiled what with the plan. Pure.
+def check_manifest(
+    manifest: Mapping[str, Any], stack: Stack, planned: Mapping[Arch, int], where: str
+) -> None:
+    """Compare who compiled what with the stack and the planned cubins of each arch. Pure.
 
-    Raises: CheckFailed naming what differs.
+    Raises: CheckFailed naming what differs, and `where` the compiler ran.
     """
     triton, cubins = manifest["triton"], manifest["cubins"]
-    counts = {arch: sum(c["arch"] == arch for c in cubins) for arch in plan.stack.archs}
+    counts = {arch: sum(c["arch"] == arch for c in cubins) for arch in stack.archs}
     pairs: list[tuple[str, object, object]] = [
-        ("Triton", triton_of(plan), triton["distribution"]),
-        ("Triton-distributed", plan.stack.flavour == "distributed", triton["distributed"]),
-        ("ptxas", [ptxas_of(plan)], sorted({c["ptxas"] for c in cubins})),
-        ("cubins", dict(plan.cubins), counts),
-        ("all cubins", sum(plan.cubins.values()), len(cubins)),
+        ("Triton", triton_of(stack), triton["distribution"]),
+        ("Triton-distributed", stack.flavour == "distributed", triton["distributed"]),
+        ("ptxas", [ptxas_of(stack)], sorted({c["ptxas"] for c in cubins})),
+        ("cubins", dict(planned), counts),
+        ("all cubins", sum(planned.values()), len(cubins)),
     ]
-    wrong = [(name, planned, found) for name, planned, found in pairs if planned != found]
+    wrong = [(name, expected, found) for name, expected, found in pairs if expected != found]
     if wrong:
         raise CheckFailed(
             "the kernels were not compiled as planned",
-            where=plan.layers[-2].ref,
-            expected="; ".join(f"{name}: {planned}" for name, planned, _ in wrong),
+            where=where,
+            expected="; ".join(f"{name}: {expected}" for name, expected, _ in wrong),
             got="; ".join(f"{name}: {found}" for name, _, found in wrong),
-            remedy="an environment variable of the base image may name another Triton or ptxas",
+            remedy="an environment variable there may name another Triton or ptxas",
         )
 
 

@@ -53,7 +53,9 @@ class Accesses:
 
     def narrow(self, access: Access, below: int) -> int:
         """How many of a kind move fewer bytes than that."""
-        return sum(n for (kind, width), n in self.counts.items() if kind == access and width < below)
+        return sum(
+            n for (kind, width), n in self.counts.items() if kind == access and width < below
+        )
 
     def __str__(self) -> str:
         parts = (f"{n} x {kind} {width}" for (kind, width), n in sorted(self.counts.items()))
