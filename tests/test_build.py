@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -329,14 +330,14 @@ def test_an_interrupted_compilation_goes_on_where_it_was(built: Built, tmp_path:
             stderr=err,
             start_new_session=True,
         )
-        while not kept(cache):
+        while not (kept(cache) and having_mounted(cache)):
             assert running.poll() is None, (tmp_path / "err").read_text()
             time.sleep(0.05)
         os.killpg(running.pid, signal.SIGINT)
         running.communicate(timeout=120)
     assert running.returncode == 130, (tmp_path / "err").read_text()
     assert not list(Store(folder).work().glob("build-*"))
-    assert no_compiler_is_left()
+    assert no_container_is_left(cache)
     done = len(kept(cache))
     report = invoke(copy, build_arguments(built.name), environment)
     told = report["cubins"]
@@ -348,15 +349,23 @@ def kept(cache: Path) -> list[Path]:
     return [path for path in cache.rglob("*") if path.is_file() and path.name[0] != "."]
 
 
-def no_compiler_is_left() -> bool:
-    """Whether every process of a compiler in a container ends, soon after the container."""
+def no_container_is_left(cache: Path) -> bool:
+    """Whether every process that has this folder mounted ends, soon after the container."""
     deadline = time.monotonic() + 15
-    while time.monotonic() < deadline:
-        done = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-        if f"/{PREFIX}/bin/python -m gemm_allreduce.compile" not in done.stdout:
-            return True
+    while inside := having_mounted(cache):
+        if time.monotonic() > deadline:
+            return not inside
         time.sleep(0.2)
-    return False
+    return True
+
+
+def having_mounted(folder: Path) -> list[Path]:
+    tail = "/".join(folder.parts[-4:])  # of another file system the mount point is left out
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found += [process] if f"/{tail} " in (process / "mountinfo").read_text() else []
+    return found
 
 
 def test_a_fork_wheel_gives_an_image_in_which_it_is_the_only_triton(
