@@ -208,14 +208,15 @@ def quickstart(
     c: Context,
     cuda: str = "12.4",
     torch: str = "cuda",
+    arch: list[str] | None = None,
     engine: str = "auto",
     wheelhouse: str = "",
     json: bool = False,
 ) -> None:
-    """Plan, fetch, build the stock flavour, compile a kernel in it, verify it."""
+    """Plan, fetch, build the stock flavour for one GPU architecture, verify it."""
     from tdstack.quickstart import quickstart as run
 
-    request = Request(cuda=cuda, triton="stock", torch=torch)
+    request = Request(cuda=cuda, triton="stock", torch=torch, archs=tuple(arch or ()))
     run(Workspace.here(wheelhouse), request, engine=engine, as_json=json)
 
 
