@@ -47,33 +47,14 @@ def in_heaps(heap_table, peers, page, dtype: tl.constexpr):
 
 
 @triton.jit
-def this_rank(
-    rank,
-    virtual,
-    x_ptr,
-    weight_ptr,
-    y_ptr,
-    x_scale_ptr,
-    weight_scale_ptr,
-    M,
-    N,
-    K,
-    W: tl.constexpr,
-):
-    """Return the rank of this CTA, its number and how many there are in the rank, and its operands."""
+def this_rank(rank, rank_bits, M, N):
+    """Return the rank of this CTA, its number and how many there are in the rank, and where the
+    rank's operands begin: first row of x and y, first row of weight.
+    """
     cta = tl.program_id(0)
-    ctas = tl.num_programs(0)
-    # Without a branch: pointers that come out of one would lose their alignment.
-    all_here = virtual != 0
-    offset = tl.where(all_here, cta % W, 0)
-    cta = tl.where(all_here, cta // W, cta)
-    ctas = tl.where(all_here, ctas // W, ctas)
-    x_ptr += offset.to(tl.int64) * M * K
-    weight_ptr += offset.to(tl.int64) * N * K
-    y_ptr += offset.to(tl.int64) * M * N
-    x_scale_ptr += offset * M
-    weight_scale_ptr += offset * N
-    return rank + offset, cta, ctas, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr
+    # Rows, not pointers: those would hold registers all the way, and cost the kernel its occupancy.
+    offset = cta & ((1 << rank_bits) - 1)
+    return rank + offset, cta >> rank_bits, tl.num_programs(0) >> rank_bits, offset * M, offset * N
 
 
 @triton.jit
@@ -92,6 +73,8 @@ def partial_tile(
     M,
     N,
     K,
+    first_row,
+    first_column,
     offs_m,
     offs_n,
     BM: tl.constexpr,
@@ -102,8 +85,8 @@ def partial_tile(
     """This rank's `x @ weight.T` for a tile, float32 [BM, BN]; rows and columns beyond are junk."""
     offs_k = tl.arange(0, BK)
     # Row 0 in place of rows that don't exist: no mask, and nothing is read beyond the end.
-    rows = tl.where(offs_m < M, offs_m, 0)
-    columns = tl.where(offs_n < N, offs_n, 0)
+    rows = first_row + tl.where(offs_m < M, offs_m, 0)
+    columns = first_column + tl.where(offs_n < N, offs_n, 0)
     # 64 bits: weight may hold more than 2**31 elements.
     x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * K + offs_k[None, :]
     weight_ptrs = weight_ptr + columns.to(tl.int64)[None, :] * K + offs_k[:, None]

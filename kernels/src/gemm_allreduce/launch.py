@@ -119,7 +119,7 @@ def launch(variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_
         y.shape[-1] * y.element_size() // ROW_BYTES,
         x.shape[-1] * x.element_size() // ROW_BYTES,
         ranks.rank,
-        int(ranks.virtual),
+        layout.world_size.bit_length() - 1 if ranks.virtual else 0,
         grid.gemm_ctas,
         grid.copy_first,
         extras,

@@ -40,7 +40,7 @@ def gemm_allreduce_one_shot(
     n_vectors,
     k_vectors,
     rank,
-    virtual,
+    rank_bits,
     gemm_ctas,
     copy_first,
     extras,
@@ -64,9 +64,7 @@ def gemm_allreduce_one_shot(
     # Sizes come in vectors of 16 bytes, so that the compiler knows how rows are aligned.
     N = n_vectors * 8
     K = k_vectors * (16 if SCALED else 8)
-    rank, cta, ctas, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr = this_rank(
-        rank, virtual, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr, M, N, K, W
-    )
+    rank, cta, ctas, first_row, first_column = this_rank(rank, rank_bits, M, N)
 
     epoch, broken = enter(heap_table, rank)
     tiles_m = tl.cdiv(M, BM)
@@ -86,6 +84,8 @@ def gemm_allreduce_one_shot(
             M,
             N,
             K,
+            first_row,
+            first_column,
             offs_m,
             offs_n,
             BM,
@@ -121,5 +121,5 @@ def gemm_allreduce_one_shot(
             total += tl.load(own + place + inside, mask=row_mask, other=0.0).to(tl.float32)
         total = finish(total, bias_ptr, residual_ptr, extras, M, N, offs_m, offs_n)
         total = tl.where(failed, float("nan"), total)
-        y_ptrs = y_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
+        y_ptrs = y_ptr + (first_row + offs_m).to(tl.int64)[:, None] * N + offs_n[None, :]
         tl.store(y_ptrs, total.to(dtype), mask=row_mask & (offs_n < N)[None, :])

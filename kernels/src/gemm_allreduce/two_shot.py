@@ -55,7 +55,7 @@ def gemm_allreduce_two_shot(
     n_vectors,
     k_vectors,
     rank,
-    virtual,
+    rank_bits,
     gemm_ctas,
     copy_first,
     extras,
@@ -80,9 +80,7 @@ def gemm_allreduce_two_shot(
     # Sizes come in vectors of 16 bytes, so that the compiler knows how rows are aligned.
     N = n_vectors * 8
     K = k_vectors * (16 if SCALED else 8)
-    rank, cta, ctas, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr = this_rank(
-        rank, virtual, x_ptr, weight_ptr, y_ptr, x_scale_ptr, weight_scale_ptr, M, N, K, W
-    )
+    rank, cta, ctas, first_row, first_column = this_rank(rank, rank_bits, M, N)
 
     UNIT_ROWS: tl.constexpr = BM // SPLIT
     UNIT: tl.constexpr = UNIT_ROWS * BN
@@ -104,6 +102,8 @@ def gemm_allreduce_two_shot(
             M,
             N,
             K,
+            first_row,
+            first_column,
             offs_m,
             offs_n,
             BM,
@@ -214,5 +214,5 @@ def gemm_allreduce_two_shot(
             own + tl.cast(tile, tl.int64) * (BM * BN) + inside, mask=row_mask, other=0.0
         )
         summed = tl.where(failed, float("nan"), summed)
-        y_ptrs = y_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
+        y_ptrs = y_ptr + (first_row + offs_m).to(tl.int64)[:, None] * N + offs_n[None, :]
         tl.store(y_ptrs, summed.to(dtype), mask=row_mask & (offs_n < N)[None, :])
