@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from tdstack.assemble.bundle import read_bundle
-from tdstack.compile_verb import CompileReport, compile_verb
+from tdstack.compile_verb import compile_verb
 from tdstack.compiler.environment import Compiler, compiler_of, make_environment
 from tdstack.compiler.host import Host, compiler_stack
+from tdstack.compiler.report import CompileReport
 from tdstack.compiler.run import CompileJob, run_compiler
 from tdstack.errors import CheckFailed, HostError, IntegrityError, TdstackError
 from tdstack.fork.model import ANYWHERE, ForkSource
@@ -82,8 +83,8 @@ def test_line_becomes_a_bundle_and_two_wheels(few: CompileFew, tmp_path: Path) -
         (arch, name) for arch in ARCHS for name in VARIANTS
     }
     files = read_bundle(bundle).files
-    assert {a.arch: a.cubins for a in report.archs} == dict.fromkeys(ARCHS, 2)
-    assert sum(a.size for a in report.archs) == sum(c["size"] for c in manifest["cubins"])
+    assert {a["arch"]: a["cubins"] for a in report.archs} == dict.fromkeys(ARCHS, 2)
+    assert sum(a["bytes"] for a in report.archs) == sum(c["size"] for c in manifest["cubins"])
     kernels, cubins = (Path(str(wheel["path"])) for wheel in report.wheels)
     version = report.version
     assert kernels.name == f"gemm_allreduce-{version}-py3-none-any.whl"
