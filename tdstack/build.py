@@ -190,7 +190,7 @@ class Builder:
         plan, store = self._plan, self._store
         self._say(f"  compiling {sum(plan.cubins.values())} cubins: {', '.join(plan.cubins)}")
         made = self._compilation = compile_cubins(
-            self._engine, plan, store.path(wheel), scratch, self._root, store, self._say
+            self._engine, plan, wheel, scratch, self._root, store, self._say
         )
         return cubins_wheel(made.bundle, plan.stack.cuda, self._root, scratch, store)
 

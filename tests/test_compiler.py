@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,13 @@ from tdstack.assemble.compiler import (
 from tdstack.engines.base import RunRequest, RunResult
 from tdstack.errors import CheckFailed, HostError, IntegrityError, TdstackError
 from tdstack.lock.io import load_lock
+from tdstack.lock.model import LockedFile
 from tdstack.plan import Plan, make_plan
 from tdstack.stack import Request, make_stack
 from tdstack.variants import variant_names
 from tdstack.verify import gpuless
-from tdstack.wheelhouse.store import Store
+from tdstack.wheelhouse.store import Store, file_of
+from tests.conftest import MakeWheel
 from tests.triton_wheels import a_fork
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +50,7 @@ def cubin(name: str, arch: str, ptxas: str) -> dict[str, Any]:
 def manifest_of(made: Plan) -> dict[str, Any]:
     """The manifest of a bundle that was compiled as planned."""
     names = variant_names(ROOT, made.stack.archs)
-    distribution = triton_of(made)
+    distribution = triton_of(made.stack)
     return {
         "schema": 2,
         "package": "gemm_allreduce",
@@ -60,7 +61,7 @@ def manifest_of(made: Plan) -> dict[str, Any]:
             "distribution": distribution,
             "distributed": made.stack.flavour == "distributed",
         },
-        "cubins": [cubin(n, a, ptxas_of(made)) for a, own in names.items() for n in own],
+        "cubins": [cubin(n, a, ptxas_of(made.stack)) for a, own in names.items() for n in own],
     }
 
 
@@ -88,15 +89,18 @@ class Compiler:
 
 
 @pytest.fixture
-def wheel(tmp_path: Path) -> Path:
-    path = tmp_path / "own.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("gemm_allreduce/compile.py", "print()")
-    return path
+def wheel(tmp_path: Path, store: Store, make_wheel: MakeWheel) -> LockedFile:
+    sources = {"gemm_allreduce/compile.py": "print()", "gemm_allreduce/dispatch.toml": "[[rule]]"}
+    path = make_wheel(tmp_path, "gemm_allreduce", "0.3.0", sources)
+    file = file_of(path)
+    store.admit(path, file, origin="kernels/", move=True)
+    return file
 
 
-def compiled(engine: Compiler, made: Plan, wheel: Path, store: Store) -> tuple[Any, list[str]]:
-    scratch = wheel.parent / "scratch"
+def compiled(
+    engine: Compiler, made: Plan, wheel: LockedFile, store: Store
+) -> tuple[Any, list[str]]:
+    scratch = store.work() / "scratch"
     scratch.mkdir()
     heard: list[str] = []
     done = compile_cubins(engine, made, wheel, scratch, ROOT, store, heard.append)  # type: ignore[arg-type]
@@ -104,7 +108,7 @@ def compiled(engine: Compiler, made: Plan, wheel: Path, store: Store) -> tuple[A
 
 
 def test_what_the_wheel_installs_is_compiled_below_the_kernels_as_ourselves(
-    wheel: Path, store: Store
+    wheel: LockedFile, store: Store
 ) -> None:
     made = plan()
     engine = Compiler(manifest_of(made))
@@ -114,8 +118,9 @@ def test_what_the_wheel_installs_is_compiled_below_the_kernels_as_ourselves(
     assert made.layers[-2].name == "cuda"
     assert request.user == "1234:5678"
     places = {m.target: m for m in request.mounts}
-    own = places["/work/sources"].source / "gemm_allreduce/compile.py"
-    assert own.read_text() == "print()"
+    own = places["/work/sources"].source / "gemm_allreduce"
+    assert (own / "compile.py").read_text() == "print()"
+    assert (own / "dispatch.toml").read_text() == "[[rule]]"
     assert places["/work/cache"].source == store.cubins()
     assert {t for t, m in places.items() if m.writable} == {"/work/cache", "/work/bundle"}
     assert request.env["PYTHONPATH"] == "/work/sources"
@@ -141,7 +146,7 @@ def test_only_the_distributed_flavour_compiles_through_the_stub() -> None:
     ]  # fmt: skip
 
 
-def test_more_cubins_get_more_time(wheel: Path, store: Store) -> None:
+def test_more_cubins_get_more_time(wheel: LockedFile, store: Store) -> None:
     made = plan(archs=(), cuda="12.9")
     engine = Compiler(manifest_of(made))
     compiled(engine, made, wheel, store)
@@ -152,11 +157,11 @@ def test_more_cubins_get_more_time(wheel: Path, store: Store) -> None:
 @pytest.mark.parametrize("cuda", ["12.4", "12.6", "12.8", "12.9", "13.0"])
 def test_the_planned_tools_are_those_of_the_lock(cuda: str) -> None:
     made = plan(cuda=cuda)
-    assert ptxas_of(made).startswith(f"{cuda}.")
-    assert triton_of(made) == next(
+    assert ptxas_of(made.stack).startswith(f"{cuda}.")
+    assert triton_of(made.stack) == next(
         p.version for p in made.stack.packages["triton"] if p.name == "triton"
     )
-    assert triton_of(plan(triton="distributed", fork=FORK)) == "3.4.0+dist.01234567"
+    assert triton_of(plan(triton="distributed", fork=FORK).stack) == "3.4.0+dist.01234567"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,7 @@ def test_the_planned_tools_are_those_of_the_lock(cuda: str) -> None:
     ],
 )
 def test_a_failure_ends_with_the_compilers_words(
-    wheel: Path, store: Store, status: int, kind: type[TdstackError], words: str
+    wheel: LockedFile, store: Store, status: int, kind: type[TdstackError], words: str
 ) -> None:
     made = plan()
     engine = Compiler(manifest_of(made), status, ("one.cubin: a spill",))
@@ -210,7 +215,7 @@ def _another_arch(manifest: dict[str, Any]) -> None:
     ],
 )
 def test_a_bundle_that_others_compiled_is_refused(
-    wheel: Path,
+    wheel: LockedFile,
     store: Store,
     change: Callable[[dict[str, Any]], None],
     expected: str,
@@ -218,7 +223,7 @@ def test_a_bundle_that_others_compiled_is_refused(
 ) -> None:
     made = plan()
     manifest = manifest_of(made)
-    check_manifest(copy.deepcopy(manifest), made)
+    check_manifest(copy.deepcopy(manifest), made.stack, made.cubins, "here")
     change(manifest)
     with pytest.raises(CheckFailed) as caught:
         compiled(Compiler(manifest), made, wheel, store)
@@ -227,7 +232,7 @@ def test_a_bundle_that_others_compiled_is_refused(
     assert caught.value.expected != caught.value.got
 
 
-def test_files_that_are_not_the_manifests_are_refused(wheel: Path, store: Store) -> None:
+def test_files_that_are_not_the_manifests_are_refused(wheel: LockedFile, store: Store) -> None:
     made = plan()
     manifest = manifest_of(made)
     manifest["cubins"][0]["sha256"] = "0" * 64

@@ -7,16 +7,16 @@ installs: the sources that the image gets are the sources that were compiled.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tdstack.assemble.bundle import MANIFEST, read_bundle
+from tdstack.assemble.unpack import unpack_wheel
 from tdstack.engines.base import Engine, Mount, RunRequest, RunResult
 from tdstack.errors import CheckFailed, HostError
-from tdstack.lock.model import Arch
+from tdstack.lock.model import Arch, LockedFile
 from tdstack.plan import PREFIX, Plan
 from tdstack.stack import Stack
 from tdstack.wheelhouse.store import Store
@@ -47,7 +47,7 @@ class Compilation:
 def compile_cubins(
     engine: Engine,
     plan: Plan,
-    wheel: Path,
+    wheel: LockedFile,
     scratch: Path,
     root: Path,
     store: Store,
@@ -61,8 +61,7 @@ def compile_cubins(
     HostError when the image lacks a tool; TimeLimitError when it hangs.
     """
     sources, bundle = scratch / "kernels-sources", scratch / "bundle"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(sources)
+    unpack_wheel(store.path(wheel), wheel.name, sources, "", lambda _: False)
     bundle.mkdir()
     mounts = [
         Mount(sources, f"{WORK}/sources"),
