@@ -42,7 +42,7 @@ VARIANTS = tuple(
         for n in sorted(set.intersection(*map(set, variant_names(ROOT, ARCHS).values())))
         if n.startswith(algorithm)
     )
-    for algorithm in ("one_shot_bf16_w8", "two_shot_bf16_w2")
+    for algorithm in ("one_shot_bf16_w1_", "two_shot_bf16_w2_")
 )
 STOCK = Request("12.4", "stock", archs=ARCHS)
 CompileFew = Callable[..., CompileReport]
@@ -193,7 +193,7 @@ def test_interrupted_run_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
     for name in ("blobs", "compilers"):
         (cache / name).symlink_to(theirs.root / name)
     out = tmp_path / "dist"
-    words = ["compile", "--triton=stock", "--arch=sm_90", f"--out={out}", "--json"]
+    words = ["compile", "--triton=stock", "--arch=sm_80", f"--out={out}", "--json"]
     running = subprocess.Popen(
         [INVOKE, *words],
         cwd=ROOT,
@@ -213,14 +213,17 @@ def test_interrupted_run_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
     assert "it resumes" in words_said
     assert not list((cache / "work").iterdir())
     assert not out.exists()
-    assert not processes_below(cache)
-    kept = [p for p in (cache / "cubins").rglob("*") if p.is_file()]
+    limit = time.monotonic() + 5
+    while (left := processes_below(cache)) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not left
+    kept = [p for p in (cache / "cubins").rglob("*") if p.is_file() and p.name[0] != "."]
     assert kept
     done = invoke(ROOT, *words, TDSTACK_CACHE=str(cache))
     assert done.code == 0, done.err
     report = json.loads(done.out)
-    assert report["reused"] >= len(kept) - 1
-    assert report["compiled"] + report["reused"] == 96
+    assert report["reused"] == len(kept)
+    assert report["compiled"] + report["reused"] == 64
 
 
 def processes_below(folder: Path) -> list[str]:
