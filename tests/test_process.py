@@ -69,7 +69,7 @@ def end(*_):
     sys.exit(1)
 signal.signal(signal.SIGTERM, end)
 with open(os.environ["PIDS"], "w") as out:
-    out.write(f"{os.getpid()}\n{child.pid}\n")
+    print(os.getpid(), child.pid, sep=chr(10), file=out)
 time.sleep(60)
 """
 
