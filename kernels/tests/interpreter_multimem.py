@@ -30,9 +30,9 @@ from interpreter_rank import (
 from triton.runtime.interpreter import TensorHandle
 
 from gemm_allreduce import gemm_allreduce
-from gemm_allreduce import launch as launcher
+from gemm_allreduce import jit as just_in_time
 from gemm_allreduce.dispatch import Choice
-from gemm_allreduce.launch import Operands, Ranks
+from gemm_allreduce.launch import Grid, Operands, Ranks
 from gemm_allreduce.transports.virtual import VirtualTransport
 from gemm_allreduce.variants import MULTIMEM_ELEMENTS, Variant
 from gemm_allreduce.workspace import Workspace
@@ -102,13 +102,13 @@ class SwitchedRank(OneRank):
     def switch(self) -> Iterator[Switch]:
         """Compile MULTIMEM into what `launch` launches, which would refuse it, and emulate it."""
         switch = Switch(self.heaps)
-        asm, constexprs = tl.inline_asm_elementwise, launcher.constexprs
+        asm, constexprs = tl.inline_asm_elementwise, just_in_time.constexprs
         tl.inline_asm_elementwise = switch
-        launcher.constexprs = lambda *a, **k: constexprs(*a, **k) | {"MULTIMEM": True}
+        just_in_time.constexprs = lambda *a, **k: constexprs(*a, **k) | {"MULTIMEM": True}
         try:
             yield switch
         finally:
-            tl.inline_asm_elementwise, launcher.constexprs = asm, constexprs
+            tl.inline_asm_elementwise, just_in_time.constexprs = asm, constexprs
 
 
 def two_shots(world_size: int) -> list[Kind]:
@@ -203,4 +203,4 @@ def case_launch_refuses_it() -> None:
 
 def launch_plainly(variant: Variant, ranks: Ranks, x: torch.Tensor, weight: torch.Tensor) -> None:
     out = torch.empty(x.shape[0], weight.shape[0], dtype=HALF)
-    launcher.launch(variant, ranks, Operands(x, weight, out), launcher.Grid(1, 1, 0), 3)
+    just_in_time.JitKernels().launch(variant, ranks, Operands(x, weight, out), Grid(1, 1, 0), 3)

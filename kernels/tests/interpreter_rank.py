@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from gemm_allreduce.dispatch import Choice
-from gemm_allreduce.launch import Operands, Ranks, launch, plan_grid
+from gemm_allreduce.jit import JitKernels
+from gemm_allreduce.launch import Operands, Ranks, plan_grid
 from gemm_allreduce.layout import (
     ARRIVALS_WORD,
     EPOCH_WORD,
@@ -239,7 +240,8 @@ class OneRank:
         """Make one call, with up to that many CTAs."""
         choice = Choice(self.variant, comm_ctas)
         grid = plan_grid(choice, x.shape[0], weight.shape[0], ctas, in_order=True)
-        launch(self.variant, self.ranks, Operands(x, weight, out, **extras), grid, spin_limit)
+        operands = Operands(x, weight, out, **extras)
+        JitKernels().launch(self.variant, self.ranks, operands, grid, spin_limit)
 
     def __call__(
         self,

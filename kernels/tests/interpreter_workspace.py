@@ -9,7 +9,8 @@ from interpreter_rank import FEATURES, HALF, exact_partial, integers, one_shot, 
 
 from gemm_allreduce import PeerTimeoutError, RowParallelLinear, Workspace, gemm_allreduce
 from gemm_allreduce.dispatch import Choice, Shape, choose
-from gemm_allreduce.launch import Grid, Operands, Ranks, launch
+from gemm_allreduce.jit import JitKernels
+from gemm_allreduce.launch import Grid, Operands, Ranks
 from gemm_allreduce.layout import RESULT_LATE, STATUS_WORDS, HeapLayout
 from gemm_allreduce.transports import Heap
 from gemm_allreduce.transports.virtual import VirtualTransport
@@ -58,7 +59,7 @@ def case_what_the_interpreter_cannot_run() -> None:
         require(
             RuntimeError,
             words,
-            lambda v=variant, r=ranks, o=operands: launch(v, r, o, Grid(1, 1, 0), 3),
+            lambda v=variant, r=ranks, o=operands: JitKernels().launch(v, r, o, Grid(1, 1, 0), 3),
         )
         assert not heaps.any(), "something ran"
 

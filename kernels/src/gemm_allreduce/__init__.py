@@ -8,14 +8,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bundle import CubinError, CubinIntegrityError, MissingCubinError
     from .call import gemm_allreduce
     from .linear import RowParallelLinear
     from .workspace import PeerTimeoutError, Workspace
 
 __version__ = "0.3.0"
-__all__ = ["PeerTimeoutError", "RowParallelLinear", "Workspace", "__version__", "gemm_allreduce"]
+__all__ = [
+    "CubinError",
+    "CubinIntegrityError",
+    "MissingCubinError",
+    "PeerTimeoutError",
+    "RowParallelLinear",
+    "Workspace",
+    "__version__",
+    "gemm_allreduce",
+]
 
 _HOMES = {
+    "CubinError": "bundle",
+    "CubinIntegrityError": "bundle",
+    "MissingCubinError": "bundle",
     "gemm_allreduce": "call",
     "RowParallelLinear": "linear",
     "PeerTimeoutError": "workspace",

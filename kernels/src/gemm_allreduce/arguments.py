@@ -22,7 +22,6 @@ ARGUMENTS: Final[dict[str, str]] = {
     "n_vectors": "N / 8",
     "k_vectors": "K / 8, or K / 16 for 8-bit operands",
     "rank": "this rank; 0 if virtual",
-    "rank_bits": "low bits of a CTA's number that are its rank: log2(W) if virtual, else 0",
     "gemm_ctas": "CTAs of a rank that compute",
     "copy_first": "first CTA of a rank that copies results to y",
     "extras": "bits: 1 bias, 2 residual",
@@ -37,8 +36,8 @@ ARGUMENTS: Final[dict[str, str]] = {
 }
 """The run-time arguments of every kernel, in order. Pointers are multiples of 16 bytes,
 integers are 32 bits and not specialised on, so that one binary serves every shape and rank.
-Virtual: all W ranks are in one launch, whose grid is W times the CTAs of a rank. That it is an
-argument lets virtual ranks test the very binary that processes run."""
+The grid is (1, CTAs of a rank), or (W, CTAs of a rank) for virtual ranks, which are in one launch
+and are told apart by their place in it: so they test the very binary that processes run."""
 
 POINTERS: Final = tuple(n for n in ARGUMENTS if n.endswith("_ptr") or n == "heap_table")
 """Those that are addresses, multiples of 16 bytes: kernels are specialised on that."""

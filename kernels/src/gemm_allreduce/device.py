@@ -47,14 +47,13 @@ def in_heaps(heap_table, peers, page, dtype: tl.constexpr):
 
 
 @triton.jit
-def this_rank(rank, rank_bits, M, N):
-    """Return the rank of this CTA, its number and how many there are in the rank, and where the
-    rank's operands begin: first row of x and y, first row of weight.
+def this_rank(rank, M, N):
+    """Return this CTA's rank, its number in the rank, how many CTAs the rank has, and the first
+    rows of the rank in x and y, and in weight.
     """
-    cta = tl.program_id(0)
-    # Rows, not pointers: those would hold registers all the way, and cost the kernel its occupancy.
-    offset = cta & ((1 << rank_bits) - 1)
-    return rank + offset, cta >> rank_bits, tl.num_programs(0) >> rank_bits, offset * M, offset * N
+    offset = tl.program_id(0)
+    # Rows, not pointers: those would take registers from beginning to end, and make ptxas spill.
+    return rank + offset, tl.program_id(1), tl.num_programs(1), offset * M, offset * N
 
 
 @triton.jit

@@ -179,6 +179,18 @@ def choose(shape: Shape) -> Choice:
     raise LookupError(f"no rule of the dispatch table fits {shape}")
 
 
+def token_steps(features: int, max_tokens: int) -> tuple[int, ...]:
+    """Return values of M, from 1 to max_tokens, between which `choose` does not change.
+
+    For each M there is one of them, not below it, with the same choice for any shape that has
+    this number of features N.
+    """
+    limits = {max_tokens}
+    for rule in rules():
+        limits |= {rule.max_tokens or 0, (rule.max_bytes or 0) // (features * ELEMENT_BYTES)}
+    return tuple(sorted(limit for limit in limits if 1 <= limit <= max_tokens))
+
+
 def reachable_variants(arch: str) -> tuple[Variant, ...]:
     """Return every variant that `choose` can return on an architecture, in the table's order.
 

@@ -1,15 +1,13 @@
-"""Launches a kernel: its grid, its arguments and its compile-time options in one place."""
+"""What a launch consists of: its grid and its run-time arguments, whoever launches it."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .arguments import EXTRA_BIAS, EXTRA_RESIDUAL
+from .arguments import ARGUMENTS, EXTRA_BIAS, EXTRA_RESIDUAL, INTEGERS, POINTERS
 from .dispatch import Choice
 from .layout import PAGE, HeapLayout, ceil_div
-from .signature import compile_options, constexprs, kernel_of
 from .variants import ROW_BYTES, Variant
 
 if TYPE_CHECKING:
@@ -76,37 +74,11 @@ def plan_grid(
     return Grid(gemm + comm, gemm, 0)
 
 
-def launch(variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_limit: int) -> None:
-    """Launch the kernel on the current stream without waiting for it. Checks no shapes.
-
-    Raises:
-        RuntimeError: neither a CUDA device nor an interpreter that can run it; a multimem variant,
-            anywhere.
-    """
-    if variant.multimem:
-        raise RuntimeError(
-            f"{variant.name} can be compiled, not run: it needs a multicast address of all heaps, "
-            "which no transport has; choose the same variant without multimem"
-        )
-    import triton
-
-    kernel = kernel_of(variant)
-    options = compile_options(variant)
-    x, y = operands.x, operands.y
-    if not isinstance(kernel, triton.JITFunction):  # TRITON_INTERPRET=1
-        options = {}
-        _require_interpretable(variant, ranks)
-    elif y.device.type != "cuda":
-        raise RuntimeError(
-            f"the kernel needs a CUDA device, or TRITON_INTERPRET=1 set before Triton is imported "
-            f"(TRITON_INTERPRET is {os.environ.get('TRITON_INTERPRET')!r}); got {y.device}"
-        )
-    layout = ranks.layout
-    extras = EXTRA_BIAS if operands.bias is not None else 0
-    extras |= EXTRA_RESIDUAL if operands.residual is not None else 0
-    ctas = grid.ctas * (layout.world_size if ranks.virtual else 1)
-    kernel[(ctas,)](
-        x,
+def pointers_of(ranks: Ranks, operands: Operands) -> tuple[torch.Tensor, ...]:
+    """Return the tensors of a launch, in the order of `arguments.POINTERS`."""
+    y = operands.y
+    return (
+        operands.x,
         operands.weight,
         y,
         y if operands.bias is None else operands.bias,
@@ -115,11 +87,19 @@ def launch(variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_
         ranks.status if operands.weight_scale is None else operands.weight_scale,
         ranks.table,
         ranks.status,
+    )
+
+
+def integers_of(ranks: Ranks, operands: Operands, grid: Grid, spin_limit: int) -> tuple[int, ...]:
+    """Return the numbers of a launch, in the order of `arguments.INTEGERS`."""
+    x, y, layout = operands.x, operands.y, ranks.layout
+    extras = EXTRA_BIAS if operands.bias is not None else 0
+    extras |= EXTRA_RESIDUAL if operands.residual is not None else 0
+    return (
         x.shape[-2],
         y.shape[-1] * y.element_size() // ROW_BYTES,
         x.shape[-1] * x.element_size() // ROW_BYTES,
         ranks.rank,
-        layout.world_size.bit_length() - 1 if ranks.virtual else 0,
         grid.gemm_ctas,
         grid.copy_first,
         extras,
@@ -131,19 +111,21 @@ def launch(variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_
         layout.receive // PAGE,
         layout.owned_area // 128,
         layout.result // PAGE,
-        **constexprs(variant),
-        **options,
     )
 
 
-def _require_interpretable(variant: Variant, ranks: Ranks) -> None:
-    if ranks.virtual and variant.world_size > 1:
+def launch_grid(ranks: Ranks, grid: Grid) -> tuple[int, int]:
+    """Return the grid of a launch: ranks in it, and CTAs of each."""
+    return (ranks.layout.world_size if ranks.virtual else 1), grid.ctas
+
+
+def require_runnable(variant: Variant) -> None:
+    """Raise RuntimeError for a variant that can be compiled, not run."""
+    if variant.multimem:
         raise RuntimeError(
-            "Triton's interpreter runs CTAs one after another: several virtual ranks "
-            "would wait for each other; use one process per rank"
+            f"{variant.name} can be compiled, not run: it needs a multicast address of all heaps, "
+            "which no transport has; choose the same variant without multimem"
         )
-    if "bf16" in (variant.dtype, variant.operand) or variant.operand == "fp8e4m3":
-        raise RuntimeError(
-            "tl.dot on bf16 and on FP8, and rounding to bf16, are wrong in Triton's interpreter; "
-            "use fp16"
-        )
+
+
+assert tuple(ARGUMENTS) == POINTERS + INTEGERS, "launches give pointers first, then numbers"

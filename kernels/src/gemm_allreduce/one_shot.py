@@ -40,7 +40,6 @@ def gemm_allreduce_one_shot(
     n_vectors,
     k_vectors,
     rank,
-    rank_bits,
     gemm_ctas,
     copy_first,
     extras,
@@ -64,7 +63,7 @@ def gemm_allreduce_one_shot(
     # Sizes come in vectors of 16 bytes, so that the compiler knows how rows are aligned.
     N = n_vectors * 8
     K = k_vectors * (16 if SCALED else 8)
-    rank, cta, ctas, first_row, first_column = this_rank(rank, rank_bits, M, N)
+    rank, cta, ctas, first_row, first_column = this_rank(rank, M, N)
 
     epoch, broken = enter(heap_table, rank)
     tiles_m = tl.cdiv(M, BM)
@@ -106,19 +105,20 @@ def gemm_allreduce_one_shot(
     arrive(heap_table, rank, epoch, ctas, partial_flags, slots)
 
     failed = broken
-    flags = in_heap(heap_table, rank, partial_flags, tl.int32)
     for tile in tl.range(cta, tiles, ctas, num_stages=1):
+        flags = in_heap(heap_table, rank, partial_flags, tl.int32)
         failed, late, seen = wait_flags(flags + tile * W, epoch, spin_limit, failed, W)
         if late >= 0:
             report(heap_table, status_ptr, _PARTIAL_LATE, rank, tile, late, seen, epoch)
         offs_m = (tile % tiles_m) * BM + tl.arange(0, BM)
         offs_n = (tile // tiles_m) * BN + tl.arange(0, BN)
         row_mask = (offs_m < M)[:, None]
-        own = in_heap(heap_table, rank, slots, dtype)
+        stride = slot_stride.to(tl.int64) * 128
+        own = in_heap(heap_table, rank, slots, dtype) + parity * stride + tile * (BM * BN)
         total = tl.zeros((BM, BN), dtype=tl.float32)
         for source in tl.static_range(W):
-            place = (parity + source).to(tl.int64) * slot_stride * 128 + tile * (BM * BN)
-            total += tl.load(own + place + inside, mask=row_mask, other=0.0).to(tl.float32)
+            slot = own + source * stride
+            total += tl.load(slot + inside, mask=row_mask, other=0.0).to(tl.float32)
         total = finish(total, bias_ptr, residual_ptr, extras, M, N, offs_m, offs_n)
         total = tl.where(failed, float("nan"), total)
         y_ptrs = y_ptr + (first_row + offs_m).to(tl.int64)[:, None] * N + offs_n[None, :]

@@ -55,7 +55,6 @@ def gemm_allreduce_two_shot(
     n_vectors,
     k_vectors,
     rank,
-    rank_bits,
     gemm_ctas,
     copy_first,
     extras,
@@ -80,7 +79,7 @@ def gemm_allreduce_two_shot(
     # Sizes come in vectors of 16 bytes, so that the compiler knows how rows are aligned.
     N = n_vectors * 8
     K = k_vectors * (16 if SCALED else 8)
-    rank, cta, ctas, first_row, first_column = this_rank(rank, rank_bits, M, N)
+    rank, cta, ctas, first_row, first_column = this_rank(rank, M, N)
 
     UNIT_ROWS: tl.constexpr = BM // SPLIT
     UNIT: tl.constexpr = UNIT_ROWS * BN

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from . import __version__
-from .dispatch import Choice, Shape, choose
-from .launch import Grid, Operands, Ranks, launch, plan_grid
+from .bundle import CubinError
+from .dispatch import Choice, Shape, choose, token_steps
+from .kernels import Kernels, Mode, choose_kernels
+from .launch import Grid, Operands, Ranks, plan_grid
 from .layout import (
     ARRIVALS_WORD,
     EPOCH_WORD,
@@ -19,7 +24,7 @@ from .layout import (
     HeapLayout,
     describe_status,
 )
-from .variants import Dtype, Operand
+from .variants import Dtype, Operand, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +50,31 @@ _INTERPRETED_ARCH: Final = "sm_90"
 _INTERPRETED_CTAS: Final = 4
 
 
+_LOG: Final = logging.getLogger(__package__)
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """What `Workspace.warmup` did.
+
+    Attributes:
+        seconds: how long it took.
+        variants: names of the kernels that the layers need.
+        loaded: those of them that were not there before.
+    """
+
+    seconds: float
+    variants: tuple[str, ...]
+    loaded: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return it as one sentence."""
+        return (
+            f"{len(self.variants)} kernels are ready, {len(self.loaded)} of them loaded now, "
+            f"in {self.seconds * 1000:.1f} ms"
+        )
+
+
 class PeerTimeoutError(RuntimeError):
     """A rank waited for a peer longer than the time limit. The workspace cannot be used again."""
 
@@ -54,7 +84,7 @@ class Workspace:
 
     Creation and `close` are collective. Calls must be made in the same order with the same M, N
     and type on every rank, and on one stream (see `use_stream`). State lives on the device, so
-    calls can be captured in CUDA graphs after a first call outside of one has compiled the kernel.
+    calls can be captured in CUDA graphs once their kernels are there: see `warmup`.
 
     Args:
         ranks: a torch.distributed group (gloo is enough), which chooses NVSHMEM on a GPU host and
@@ -66,8 +96,15 @@ class Workspace:
         sm_margin: multiprocessors to leave to other kernels.
         dispatch: chooses a kernel; must return the same on every rank.
         first_epoch: int32 the call counter starts at, for tests of its wrap-around.
+        kernels: ``cubins`` that were compiled ahead of time, ``jit``, or ``auto``: cubins where
+            some fit, otherwise, with one line in the log, compiled at run time; with the variable
+            GEMM_AR_NO_JIT=1 ``auto`` is ``cubins``. See kernels.py.
+
+    Attributes:
+        kernels: where the kernels come from; ``kernels.describe()`` says it in words.
 
     Raises:
+        CubinError: cubins are damaged, or lacking where they must be there: on every rank alike.
         ValueError: a size or type that is not served, or one that differs between ranks: on every
             rank alike.
         RuntimeError: symmetric memory cannot be had: on every rank alike.
@@ -84,6 +121,7 @@ class Workspace:
         sm_margin: int = 0,
         dispatch: Callable[[Shape], Choice] = choose,
         first_epoch: int = 0,
+        kernels: Mode = "auto",
     ) -> None:
         import torch
 
@@ -93,11 +131,12 @@ class Workspace:
         self._dispatch = dispatch
         self._closed = False
         self._stream: int | None = None
-        problem = ""
+        problem: ValueError | CubinError | None = None
         try:
             self._configure(max_tokens, max_features, sm_margin)
-        except ValueError as error:
-            problem = str(error)
+            self.kernels = self._find_kernels(kernels)
+        except (ValueError, CubinError) as error:
+            problem = error
         self._agree(
             {
                 "problem": problem,
@@ -108,6 +147,7 @@ class Workspace:
                 "dtype": str(self.dtype),
                 "architecture": "" if problem else self.arch,
                 "first_epoch": first_epoch,
+                "kernels": "" if problem else self.kernels.identity,
             }
         )
         self._allocate(first_epoch)
@@ -134,12 +174,27 @@ class Workspace:
         Shape(1, 8, 8, self.transport.world_size, self.arch)
         self._spin_limit = min(int(self.time_limit_s * POLLS_PER_SECOND[device.type]), 2**31 - 1)
 
+    def _find_kernels(self, mode: Mode) -> Kernels:
+        device = self.transport.device
+        if device.type != "cuda":
+            return choose_kernels(mode, self.arch, None)
+        import torch
+
+        with self._current_device():
+            return choose_kernels(
+                mode,
+                self.arch,
+                torch.cuda.current_device() if device.index is None else device.index,
+            )
+
     def _agree(self, settings: dict[str, Any]) -> None:
         """Compare with every rank's settings, so that all ranks fail or none does."""
         gathered = self.transport.gather(settings)
         problems = {rank: s["problem"] for rank, s in enumerate(gathered) if s["problem"]}
         if problems:
-            raise ValueError("; ".join(f"rank {r}: {text}" for r, text in problems.items()))
+            kinds = {type(problem) for problem in problems.values()}
+            kind = kinds.pop() if len(kinds) == 1 else RuntimeError
+            raise kind("; ".join(f"rank {r}: {problem}" for r, problem in problems.items()))
         for name in settings:
             values = [s[name] for s in gathered]
             if any(value != values[0] for value in values):
@@ -183,6 +238,49 @@ class Workspace:
     def symmetric_bytes(self) -> int:
         """Symmetric memory that this workspace takes on every rank."""
         return self.layout.total_bytes
+
+    def warmup(
+        self,
+        layers: Iterable[tuple[int, int]],
+        *,
+        tokens: Iterable[int] | None = None,
+        operands: Iterable[torch.dtype] | None = None,
+    ) -> Warmup:
+        """Load every kernel that calls of these layers need, so that no call has to.
+
+        Needed before a first call inside a CUDA graph capture, and in a server before the first
+        request. Cubins are read and their hashes compared here; without cubins the kernels are
+        compiled. Launches nothing, and waits for no other rank.
+
+        Args:
+            layers: (N, K of this rank) of each.
+            tokens: values of M; None is every M up to max_tokens.
+            operands: types of x and weight; None is the workspace's dtype.
+
+        Raises:
+            ValueError: a shape or type that is not served.
+            CubinError: a cubin is lacking, damaged, or refused by the driver.
+        """
+        self._require_open()
+        begin = time.perf_counter()
+        types = [_OPERANDS[str(t)] for t in ((self.dtype,) if operands is None else operands)]
+        rows = None if tokens is None else sorted(set(tokens))
+        variants: dict[Variant, None] = {}
+        for features, depth in layers:
+            for operand in types:
+                for m in self._token_steps(features) if rows is None else rows:
+                    shape = self._shape(min(m, self.layout.max_tokens), features, depth, operand)
+                    variants[self._choose(shape).variant] = None
+        with self._current_device():
+            loaded = [v.name for v in variants if self.kernels.prepare(v, self._ranks)]
+        done = Warmup(time.perf_counter() - begin, tuple(v.name for v in variants), tuple(loaded))
+        _LOG.info("gemm_allreduce: %s", done)
+        return done
+
+    def _token_steps(self, features: int) -> Iterable[int]:
+        most = self.layout.max_tokens
+        # Of another table than the package's own nothing is known but its choices.
+        return token_steps(features, most) if self._dispatch is choose else range(1, most + 1)
 
     def check(self) -> None:
         """Wait for the device, then raise if a wait has given up in any call so far.
@@ -253,20 +351,21 @@ class Workspace:
         Raises: RuntimeError, PeerTimeoutError as `gemm_allreduce`.
         """
         tokens, features = operands.y.shape[-2:]
-        shape = Shape(
-            tokens,
-            features,
-            operands.x.shape[-1],
-            self.world_size,
-            self.arch,
-            _DTYPES[str(self.dtype)],
-            _OPERANDS[str(operands.x.dtype)],
-        )
-        choice = self._dispatch(shape)
-        self._require_fit(choice, shape)
+        operand = _OPERANDS[str(operands.x.dtype)]
+        shape = self._shape(tokens, features, operands.x.shape[-1], operand)
+        choice = self._choose(shape)
         grid = self.grid(choice, tokens, features)
         with self._current_device():
-            launch(choice.variant, self._ranks, operands, grid, self._spin_limit)
+            self.kernels.launch(choice.variant, self._ranks, operands, grid, self._spin_limit)
+
+    def _shape(self, tokens: int, features: int, depth: int, operand: Operand) -> Shape:
+        dtype = _DTYPES[str(self.dtype)]
+        return Shape(tokens, features, depth, self.world_size, self.arch, dtype, operand)
+
+    def _choose(self, shape: Shape) -> Choice:
+        choice = self._dispatch(shape)
+        self._require_fit(choice, shape)
+        return choice
 
     def _require_fit(self, choice: Choice, shape: Shape) -> None:
         """What a kernel cannot check: it would write into another rank's part of the heap."""
