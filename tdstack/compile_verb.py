@@ -6,19 +6,19 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tdstack.assemble.bundle import MANIFEST, Bundle, read_bundle
-from tdstack.assemble.compiler import check_manifest
+from tdstack.assemble.bundle import MANIFEST, read_bundle
+from tdstack.assemble.compiler import check_manifest, ptxas_of
 from tdstack.assemble.cubins import cubins_wheel
 from tdstack.assemble.kernels import kernels_wheel
 from tdstack.assemble.unpack import unpack_wheel
 from tdstack.compiler.environment import Compiler, compiler_of, make_environment
 from tdstack.compiler.host import Host, compiler_stack
 from tdstack.compiler.publish import check_target, publish_bundle, publish_file
-from tdstack.compiler.run import CompileJob, run_compiler
-from tdstack.console import emit_json, megabytes, say, table, warn
+from tdstack.compiler.report import CompileReport, require_checked, show
+from tdstack.compiler.run import CompileJob, check_bundle, run_compiler
+from tdstack.console import emit_json, megabytes, say, warn
 from tdstack.errors import UsageError
 from tdstack.fork.model import ForkSource
 from tdstack.lock.io import load_lock
@@ -27,39 +27,6 @@ from tdstack.stack import Request, Stack
 from tdstack.tags import line_tag
 from tdstack.variants import variant_names
 from tdstack.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class ArchReport:
-    """The cubins of one architecture; `size` is theirs, in bytes."""
-
-    arch: str
-    cubins: int
-    size: int
-
-
-@dataclass(frozen=True)
-class CompileReport:
-    """What was compiled, and the files that came of it.
-
-    `compiled` and `reused` count cubins; `bundle` is a folder; of `wheels` each has path, sha256
-    and size in bytes.
-    """
-
-    cuda: str
-    triton: str
-    version: str
-    ptxas: str
-    archs: tuple[ArchReport, ...]
-    compiled: int
-    reused: int
-    seconds: float
-    bundle: str
-    wheels: tuple[Mapping[str, object], ...]
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the report as JSON-ready data (docs/compile.md)."""
-        return {"schema": 1, **asdict(self)}
 
 
 def compile_verb(
@@ -77,7 +44,8 @@ def compile_verb(
 
     `variants` names what to compile of each architecture; none: all that dispatch can choose.
     Raises: UsageError, HostError as compiler_stack does; CheckFailed when a kernel does not
-    compile; IntegrityError for bytes that are not the lock's.
+    compile, or, with all files in place, does not pass the checks; IntegrityError for bytes that
+    are not the lock's.
     """
     begin = time.monotonic()
     if jobs < 0:
@@ -98,39 +66,34 @@ def compile_verb(
     if not compiler.made:
         workspace.fetch(compiler.files)
         make_environment(compiler, host, workspace.root, workspace.store)
-    with tempfile.TemporaryDirectory(prefix="compile-", dir=workspace.store.work()) as name:
-        scratch = Path(name)
-        own = kernels_wheel(workspace.root, scratch, workspace.store)
-        # What the wheel installs is what is compiled, whatever becomes of the checkout meanwhile.
-        sources = scratch / "sources"
-        unpack_wheel(workspace.store.path(own), own.name, sources, "", lambda _: False)
+    with tempfile.TemporaryDirectory(prefix="compile-", dir=workspace.store.work()) as scratch:
+        kernels, job = _job(workspace, stack, Path(scratch), jobs, variants)
         say(f"compiling {sum(counts.values())} cubins: {', '.join(counts)}")
-        made = scratch / "bundle"
-        job = CompileJob(
-            stack.cuda, stack.archs, sources, made, workspace.store.cubins(), jobs, variants
-        )
-        told = run_compiler(compiler, job, scratch, lambda line: say(f"  {line}"))
-        bundle = read_bundle(made)
-        manifest = json.loads((made / MANIFEST).read_text())
+        told = run_compiler(compiler, job, Path(scratch), lambda line: say(f"  {line}"))
+        bundle = read_bundle(job.out)
+        manifest = json.loads((job.out / MANIFEST).read_text())
         check_manifest(manifest, stack, counts, str(compiler.folder))
-        cubins = cubins_wheel(made, stack.cuda, workspace.root, scratch, workspace.store)
-        publish_bundle(bundle, made, target)
-        wheels = tuple(_publish(workspace, file, out) for file in (own, cubins))
+        checked = check_bundle(compiler, job)
+        cubins = cubins_wheel(job.out, stack.cuda, workspace.root, Path(scratch), workspace.store)
+        publish_bundle(bundle, job.out, target)
+        wheels = tuple(_publish(workspace, file, out) for file in (kernels, cubins))
     report = CompileReport(
         cuda=stack.cuda,
         triton=stack.flavour,
         version=bundle.version,
-        ptxas=manifest["cubins"][0]["ptxas"],
-        archs=_archs(bundle, stack),
-        compiled=int(told["compiled"]),
-        reused=int(told["reused"]),
+        ptxas=ptxas_of(stack),
+        archs=tuple(checked["bundles"][0]["archs"]),
+        findings=tuple(checked["findings"]),
+        compiled=told["compiled"],
+        reused=told["reused"],
         seconds=round(time.monotonic() - begin, 2),
         bundle=str(target),
         wheels=wheels,
     )
+    show(report)
+    require_checked(report)
     if as_json:
         emit_json(report.as_dict())
-    _show(report)
     return report
 
 
@@ -145,15 +108,22 @@ def _stack(workspace: Workspace, host: Host, request: Request, source: ForkSourc
     return compiler_stack(lock, host, request, lambda: workspace.fork(source, host.python))
 
 
+def _job(
+    workspace: Workspace, stack: Stack, scratch: Path, jobs: int, variants: tuple[str, ...]
+) -> tuple[LockedFile, CompileJob]:
+    """Return the kernels' wheel, and the job that compiles what it installs."""
+    wheel = kernels_wheel(workspace.root, scratch, workspace.store)
+    # Not the checkout's own files, which may be edited meanwhile.
+    sources = scratch / "sources"
+    unpack_wheel(workspace.store.path(wheel), wheel.name, sources, "", lambda _: False)
+    cache, out = workspace.store.cubins(), scratch / "bundle"
+    return wheel, CompileJob(stack.cuda, stack.archs, sources, out, cache, jobs, variants)
+
+
 def _publish(workspace: Workspace, file: LockedFile, out: Path) -> Mapping[str, object]:
     path = out / file.name
     publish_file(workspace.store.path(file), path)
     return {"path": str(path), "sha256": file.sha256, "size": file.size}
-
-
-def _archs(bundle: Bundle, stack: Stack) -> tuple[ArchReport, ...]:
-    sizes = {arch: [c.size for c in bundle.cubins if c.arch == arch] for arch in stack.archs}
-    return tuple(ArchReport(arch, len(own), sum(own)) for arch, own in sizes.items())
 
 
 def _show_dry(
@@ -183,13 +153,3 @@ def _show_dry(
     for arch, count in counts.items():
         say(f"  {arch}: {count} cubins")
     say(f"  they would go to {target}")
-
-
-def _show(report: CompileReport) -> None:
-    rows = [[a.arch, str(a.cubins), megabytes(a.size)] for a in report.archs]
-    title = f"CUDA {report.cuda}, Triton {report.triton}, ptxas {report.ptxas}, "
-    title += f"gemm-allreduce {report.version}"
-    table(title, ["arch", "cubins", "size"], rows)
-    say(f"{report.compiled} compiled, {report.reused} reused, {report.seconds:.1f} s")
-    for place in (report.bundle, *(str(wheel["path"]) for wheel in report.wheels)):
-        say(f"  {place}")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tdstack.errors import HostError, TimeLimitError
 
+GRACE_S = 10.0
+
 
 def find(program: str, remedy: str) -> str:
     """Return the path of `program`.
@@ -37,7 +39,8 @@ def run(
     """Run `command` to its end and return it, whatever its exit status.
 
     `say` gets each line of its stderr as it is written. With `group` an interruption or the time
-    limit also ends at once what the program started; it gets no chance to tidy up.
+    limit also ends what the program started: it has GRACE_S to do so itself, as only it knows of
+    processes that left its group.
     Raises: HostError when the program cannot be started; TimeLimitError past `limit_s`.
     """
     try:
@@ -58,10 +61,9 @@ def run(
             try:
                 out, error_text = process.communicate(timeout=limit_s)
             except BaseException:
-                process.kill()
                 if group:
-                    with suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
+                    _end_group(process)
+                process.kill()
                 raise
         text = "".join(heard) if say else error_text
         return subprocess.CompletedProcess(list(command), process.returncode, out, text)
@@ -71,6 +73,16 @@ def run(
         raise TimeLimitError(
             f"{command[0]} ran longer than {limit_s:.0f} s", where=" ".join(command)
         ) from error
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    try:
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(GRACE_S)
+    finally:  # a second interruption comes here at once
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -9,19 +9,16 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tdstack.assemble.bundle import read_bundle
-from tdstack.compile_verb import CompileReport, compile_verb
 from tdstack.compiler.environment import Compiler, compiler_of, make_environment
 from tdstack.compiler.host import Host, compiler_stack
 from tdstack.compiler.run import CompileJob, run_compiler
 from tdstack.errors import CheckFailed, HostError, IntegrityError, TdstackError
-from tdstack.fork.model import ANYWHERE, ForkSource
+from tdstack.fork.model import ForkSource
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import Lock
 from tdstack.process import run
@@ -29,49 +26,14 @@ from tdstack.stack import Request
 from tdstack.variants import variant_names
 from tdstack.wheelhouse.store import Store
 from tdstack.workspace import Workspace
+from tests.compiled import ARCHS, VARIANTS, compile_few, wheels_of
 from tests.conftest import ROOT
-from tests.test_cli import INVOKE, invoke
+from tests.test_cli import invoke
 from tests.triton_wheels import TAG, real_fork, slim_stock
 
-ARCHS = ("sm_80", "sm_90")
-# One kernel of each algorithm, of those that every architecture has.
-VARIANTS = tuple(
-    next(
-        n
-        for n in sorted(set.intersection(*map(set, variant_names(ROOT, ARCHS).values())))
-        if n.startswith(algorithm)
-    )
-    for algorithm in ("one_shot_bf16_w8", "two_shot_bf16_w2")
-)
-STOCK = Request("12.4", "stock", archs=ARCHS)
-CompileFew = Callable[..., CompileReport]
 
-
-@pytest.fixture
-def few(tmp_path: Path) -> CompileFew:
-    """Return what compiles two kernels for two architectures, in the user's store."""
-
-    def compiled(out: Path, request: Request = STOCK, **changes: Any) -> CompileReport:
-        options: dict[str, Any] = {"source": ANYWHERE, "workspace": Workspace.here(), **changes}
-        report = compile_verb(
-            options["workspace"],
-            request,
-            options["source"],
-            out=out,
-            jobs=0,
-            as_json=False,
-            dry=False,
-            variants=VARIANTS,
-        )
-        assert report is not None
-        assert not list(options["workspace"].store.work().glob("compile-*"))
-        return report
-
-    return compiled
-
-
-def test_line_becomes_a_bundle_and_two_wheels(few: CompileFew, tmp_path: Path) -> None:
-    report = few(tmp_path / "dist")
+def test_line_becomes_a_bundle_and_two_wheels(tmp_path: Path) -> None:
+    report = compile_few(tmp_path / "dist")
     assert (report.ptxas, report.triton) == ("12.4.131", "stock")
     assert report.compiled + report.reused == 4
     bundle = tmp_path / "dist" / "cubins" / "cu124"
@@ -82,9 +44,9 @@ def test_line_becomes_a_bundle_and_two_wheels(few: CompileFew, tmp_path: Path) -
         (arch, name) for arch in ARCHS for name in VARIANTS
     }
     files = read_bundle(bundle).files
-    assert {a.arch: a.cubins for a in report.archs} == dict.fromkeys(ARCHS, 2)
-    assert sum(a.size for a in report.archs) == sum(c["size"] for c in manifest["cubins"])
-    kernels, cubins = (Path(str(wheel["path"])) for wheel in report.wheels)
+    assert {a["arch"]: a["cubins"] for a in report.archs} == dict.fromkeys(ARCHS, 2)
+    assert sum(a["bytes"] for a in report.archs) == sum(c["size"] for c in manifest["cubins"])
+    kernels, cubins = wheels_of(report)
     version = report.version
     assert kernels.name == f"gemm_allreduce-{version}-py3-none-any.whl"
     assert cubins.name == f"gemm_allreduce_cubins_cu124-{version}-py3-none-any.whl"
@@ -93,11 +55,9 @@ def test_line_becomes_a_bundle_and_two_wheels(few: CompileFew, tmp_path: Path) -
             assert wheel.read(f"gemm_allreduce_cubins/cu124/{file}") == (bundle / file).read_bytes()
 
 
-def test_second_run_gives_the_same_bytes_and_compiles_nothing(
-    few: CompileFew, tmp_path: Path
-) -> None:
-    first = few(tmp_path / "a")
-    second = few(tmp_path / "b")
+def test_second_run_gives_the_same_bytes_and_compiles_nothing(tmp_path: Path) -> None:
+    first = compile_few(tmp_path / "a")
+    second = compile_few(tmp_path / "b")
     assert (second.compiled, second.reused) == (0, 4)
     assert [w["sha256"] for w in second.wheels] == [w["sha256"] for w in first.wheels]
     manifests = [Path(r.bundle, "manifest.json").read_bytes() for r in (first, second)]
@@ -105,9 +65,9 @@ def test_second_run_gives_the_same_bytes_and_compiles_nothing(
 
 
 def test_no_other_triton_and_no_setting_of_the_host_is_met(
-    few: CompileFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = few(tmp_path / "a")
+    wanted = compile_few(tmp_path / "a")
     poison = tmp_path / "poison"
     for name in ("triton", "gemm_allreduce"):
         (poison / name).mkdir(parents=True)
@@ -116,7 +76,7 @@ def test_no_other_triton_and_no_setting_of_the_host_is_met(
     monkeypatch.setenv("TRITON_PTXAS_PATH", "/bin/false")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.chdir(poison)
-    found = few(tmp_path / "b")
+    found = compile_few(tmp_path / "b")
     assert [w["sha256"] for w in found.wheels] == [w["sha256"] for w in wanted.wheels]
 
 
@@ -145,11 +105,11 @@ def fork(lock: Lock, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return real_fork(stock, out, {"triton/runtime/jit.py": asking.encode()})
 
 
-def test_fork_compiles_without_a_gpu(
-    few: CompileFew, private: Workspace, fork: Path, tmp_path: Path
-) -> None:
+def test_fork_compiles_without_a_gpu(private: Workspace, fork: Path, tmp_path: Path) -> None:
     request = Request("12.4", "distributed", archs=("sm_90",))
-    report = few(tmp_path / "dist", request, workspace=private, source=ForkSource(str(fork)))
+    report = compile_few(
+        tmp_path / "dist", request, workspace=private, source=ForkSource(str(fork))
+    )
     manifest = json.loads(Path(report.bundle, "manifest.json").read_text())
     assert report.triton == "distributed"
     assert manifest["triton"]["distributed"] is True
@@ -170,19 +130,32 @@ def test_wheel_that_rotted_in_the_store_is_not_used(private: Workspace, tmp_path
 
 
 def test_environment_is_made_anew_when_its_python_is_gone(
-    few: CompileFew, private: Workspace, tmp_path: Path
+    private: Workspace, tmp_path: Path
 ) -> None:
     request = Request("12.4", "stock", archs=("sm_90",))
-    first = few(tmp_path / "a", request, workspace=private)
+    first = compile_few(tmp_path / "a", request, workspace=private)
     stack = compiler_stack(load_lock(ROOT)[0], Host.here(), request, lambda: None)
     python = compiler_of(stack, Host.here(), ROOT, private.store).python
     python.unlink()
     python.symlink_to("/nowhere/python")
     assert (
-        few(tmp_path / "b", request, workspace=private).wheels[1]["sha256"]
+        compile_few(tmp_path / "b", request, workspace=private).wheels[1]["sha256"]
         == (first.wheels[1]["sha256"])
     )
     assert python.exists()
+
+
+# `invoke compile` of a few kernels: all of them take minutes.
+SOME = tuple(n for n in variant_names(ROOT, ["sm_80"])["sm_80"] if "_w1_" in n)[:8]
+CODE = f"""
+from pathlib import Path
+import tasks
+from tdstack import compile_verb as module
+whole = module.compile_verb
+module.compile_verb = lambda *a, **k: whole(*a, **k, variants={SOME!r})
+from invoke import Program, Collection
+Program(namespace=Collection.from_module(tasks)).run()
+"""
 
 
 def test_interrupted_run_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
@@ -192,34 +165,41 @@ def test_interrupted_run_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
     for name in ("blobs", "compilers"):
         (cache / name).symlink_to(theirs.root / name)
     out = tmp_path / "dist"
-    words = ["compile", "--triton=stock", "--arch=sm_90", f"--out={out}", "--json"]
-    running = subprocess.Popen(
-        [INVOKE, *words],
-        cwd=ROOT,
-        env={**os.environ, "TDSTACK_CACHE": str(cache)},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    kept: list[Path] = []
-    limit = time.monotonic() + 90
-    while len(kept) < 3 and running.poll() is None and time.monotonic() < limit:
-        time.sleep(0.1)
-        kept = [p for p in (cache / "cubins").rglob("*") if p.is_file() and p.name[0] != "."]
+    words = ["compile", "--triton=stock", "--arch=sm_80", f"--out={out}", "--json"]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", CODE, *words],
+            cwd=ROOT,
+            env={**os.environ, "TDSTACK_CACHE": str(cache)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def kept() -> int:
+        return len([p for p in (cache / "cubins").glob("*/*") if p.name[0] != "."])
+
+    running, limit = start(), time.monotonic() + 90
+    while kept() < 2 and running.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, words_said = running.communicate(timeout=60)
-    assert running.returncode == 130, words_said
-    assert "it resumes" in words_said
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    assert "it resumes" in said
     assert not list((cache / "work").iterdir())
     assert not out.exists()
-    assert not processes_below(cache)
-    kept = [p for p in (cache / "cubins").rglob("*") if p.is_file()]
-    assert kept
-    done = invoke(ROOT, *words, TDSTACK_CACHE=str(cache))
-    assert done.code == 0, done.err
-    report = json.loads(done.out)
-    assert report["reused"] >= len(kept) - 1
-    assert report["compiled"] + report["reused"] == 96
+    limit = time.monotonic() + 5
+    while (left := processes_below(cache)) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not left
+    resumed_from = kept()
+    assert 2 <= resumed_from < len(SOME)
+    again = start()
+    told, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    report = json.loads(told)
+    assert (report["compiled"], report["reused"]) == (len(SOME) - resumed_from, resumed_from)
 
 
 def processes_below(folder: Path) -> list[str]:

@@ -44,6 +44,25 @@ def test_failure_leaves_the_older_bundle(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.glob("*some.whl*"))
 
 
+def test_interruption_between_the_two_renames_brings_the_older_bundle_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = write_bundle(tmp_path / "cubins" / "cu124", archs=["sm_80"])
+    made = write_bundle(tmp_path / "made")
+    rename = Path.rename
+
+    def interrupted(self: Path, to: Path) -> Path:
+        if ".new." in self.name:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish_bundle(read_bundle(made), made, target)
+    assert {c.arch for c in read_bundle(target).cubins} == {"sm_80"}
+    assert [p.name for p in target.parent.iterdir()] == ["cu124"]
+
+
 def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "cubins" / "cu124"
     check_target(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -59,6 +60,20 @@ def test_broken_text_is_heard_and_does_not_stop_the_program() -> None:
     assert (done.returncode, heard[-1], len(heard)) == (0, "end", 2)
 
 
+# Its child has a group of its own, and ends only when the program ends it.
+APART = """
+import os, signal, subprocess, sys, time
+child = subprocess.Popen(["sleep", "60"], process_group=0)
+def end(*_):
+    child.kill()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+with open(os.environ["PIDS"], "w") as out:
+    print(os.getpid(), child.pid, sep=chr(10), file=out)
+time.sleep(60)
+"""
+
+
 @pytest.mark.parametrize("listening", [True, False])
 def test_at_the_time_limit_what_the_program_forked_ends_too(
     tmp_path: Path, listening: bool
@@ -84,6 +99,23 @@ def test_an_interruption_ends_what_the_program_forked(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(["sh", "-c", FORKS], environment={"PIDS": str(pids)}, limit_s=30, group=True)
     timer.join()
+    assert all_ended(pids)
+
+
+def test_a_program_may_end_itself_what_left_its_group(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    with pytest.raises(TimeLimitError):
+        run([sys.executable, "-c", APART], environment={"PIDS": str(pids)}, limit_s=2, group=True)
+    assert all_ended(pids)
+
+
+def test_a_program_that_does_not_end_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tdstack.process.GRACE_S", 0.5)
+    pids, deaf = tmp_path / "pids", f"trap '' TERM; {FORKS}"
+    with pytest.raises(TimeLimitError):
+        run(["sh", "-c", deaf], environment={"PIDS": str(pids)}, limit_s=1, group=True)
     assert all_ended(pids)
 
 

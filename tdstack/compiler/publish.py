@@ -38,7 +38,12 @@ def publish_bundle(bundle: Bundle, made: Path, target: Path) -> None:
             shutil.copyfile(made / file, new / file)
         if target.exists():
             target.rename(old)
-        new.rename(target)
+        try:
+            new.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
 
 
 def publish_file(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""One run of `gemm_allreduce.compile` in the compiler's environment."""
+"""Runs of `gemm_allreduce.compile` and `gemm_allreduce.check` in the compiler's environment."""
 
 from __future__ import annotations
 
@@ -52,11 +52,9 @@ def run_compiler(
     """
     # Triton-distributed cannot be imported without a GPU, or what stands in for one.
     launcher = [str(Path(gpuless.__file__).resolve())] if compiler.forked else []
-    command = [str(compiler.python), "-E", "-s", *launcher, "-m", "gemm_allreduce.compile"]
     ptxas = str(compiler.ptxas)
     done = run(
-        [*command, *job.words()],
-        # Python looks for a module of -m here first; -E leaves no other way in.
+        [*_python(compiler), *launcher, "-m", "gemm_allreduce.compile", *job.words()],
         cwd=job.sources,
         environment={
             "TRITON_PTXAS_PATH": ptxas,
@@ -87,6 +85,29 @@ def run_compiler(
         if killed
         else "remove that folder and run the verb again, which makes it anew",
     )
+
+
+def check_bundle(compiler: Compiler, job: CompileJob) -> dict[str, Any]:
+    """Return the report of the kernels' own checks on the bundle (docs/kernels.md).
+
+    Raises: HostError when there is none.
+    """
+    command = [*_python(compiler), "-m", "gemm_allreduce.check", "--dir", str(job.out), "--json"]
+    done = run(command, cwd=job.sources)
+    report = _report(done.stdout)
+    if "bundles" not in report:
+        raise HostError(
+            "the cubins cannot be checked on this host",
+            where=str(compiler.folder),
+            got=f"exit status {done.returncode}: {last_words(done)}",
+        )
+    return report
+
+
+def _python(compiler: Compiler) -> list[str]:
+    # Started in the folder of the sources, Python finds them there, and with -E and -s nothing
+    # else that is not in the environment.
+    return [str(compiler.python), "-E", "-s"]
 
 
 def _report(text: str) -> dict[str, Any]:
