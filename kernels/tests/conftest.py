@@ -3,8 +3,18 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parent / "src"
 sys.path.insert(0, str(HERE))
 if SOURCES.is_dir():
     sys.path.insert(0, str(SOURCES))
+
+from bundles import Compiled, compile_selection  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """A bundle of some variants, compiled once. Not to be written to."""
+    return compile_selection(tmp_path_factory.mktemp("bundle"))

@@ -3,7 +3,8 @@
 ``python ptx_cases.py OUT [--arch sm_90 ...] [--kind one_shot ...]``
 
 A program of its own, since a process has one Triton and one gemm_allreduce: PYTHONPATH chooses
-both. Writes ``OUT/<arch>.<kind>.ptx``, and a JSON report to stdout.
+both. Writes ``OUT/<arch>.<kind>.ptx`` and ``.cubin``, and a JSON report to stdout, which also
+compares what is read from the cubins with what NVIDIA's own tools say of them.
 """
 
 from __future__ import annotations
@@ -11,19 +12,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
-import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
+from disassembly import accesses, resource_usage
 from ptx_lint import Expected, lint
 
 from gemm_allreduce.arguments import ARGUMENTS
-from gemm_allreduce.compile import Cubin, compile_environment, compile_variant
+from gemm_allreduce.checks import check_cubin
+from gemm_allreduce.compiler import Job, make_cubin, run_job
 from gemm_allreduce.dispatch import Shape, choose
+from gemm_allreduce.resources import read_kernel
+from gemm_allreduce.sass import count_accesses
+from gemm_allreduce.toolchain import compile_environment, find_ptxas
 from gemm_allreduce.variants import MULTIMEM_ELEMENTS, WARP, Operand, Variant
 
 ARCHS = ("sm_80", "sm_90", "sm_100")
@@ -72,29 +77,33 @@ def expected_of(variant: Variant) -> Expected:
     return Expected(2, (ranks, variant.split), variant.scaled, pieces, element)
 
 
-def resource_usage(cubin: Path) -> dict[str, int]:
-    """Registers per thread, and bytes of stack and local memory: both of them are spills here."""
+def examine(job: Job, out: Path, stem: str) -> dict[str, Any]:
     import triton
 
-    program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    output = subprocess.run(
-        [program, "-res-usage", cubin], check=True, capture_output=True, text=True
-    ).stdout
-    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", output)}
-    if set(usage) != {"REG", "STACK", "LOCAL"}:
-        raise RuntimeError(f"cuobjdump prints no resource usage: {output}")
-    return usage
-
-
-def examine(cubin: Cubin, out: Path, stem: str) -> dict[str, Any]:
-    (out / f"{stem}.ptx").write_text(cubin.ptx)
+    output = run_job(job)
+    (out / f"{stem}.ptx").write_text(output.ptx)
     binary = out / f"{stem}.cubin"
-    binary.write_bytes(cubin.data)
+    binary.write_bytes(output.data)
+    cubin = make_cubin(job, output.data, output.shared)
+    kernel = read_kernel(cubin.data)
+    counts = count_accesses(kernel.code, kernel.sm).counts
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    usage = resource_usage(tools / "cuobjdump", binary)
     return {
-        "variant": cubin.variant.name,
-        "lint": lint(cubin.ptx, expected_of(cubin.variant), list(ARGUMENTS)),
-        "usage": resource_usage(binary),
+        "variant": job.variant.name,
+        "lint": lint(output.ptx, expected_of(job.variant), list(ARGUMENTS)),
+        "findings": [str(f) for f in check_cubin(job.variant, cubin.record, cubin.data)],
+        "local_bytes": kernel.local_bytes,
+        "differences": {
+            "registers": [kernel.registers, usage["REG"]],
+            "local_bytes": [kernel.local_bytes, usage["STACK"] + usage["LOCAL"]],
+            "accesses": [_sorted(counts), _sorted(accesses(tools / "nvdisasm", binary))],
+        },
     }
+
+
+def _sorted(counts: Mapping[Any, int]) -> list[str]:
+    return sorted(f"{count} x {kind} {width}" for (kind, width), count in counts.items())
 
 
 def main() -> int:
@@ -109,10 +118,11 @@ def main() -> int:
         import triton
 
         for arch in options.arch or ARCHS:
+            ptxas = find_ptxas(arch)
             for kind in options.kind or kinds_of(arch):
                 stem = f"{arch}.{kind}"
-                cubin = compile_variant(variant_of(kind, arch), arch)
-                results[stem] = examine(cubin, options.out, stem)
+                job = Job(variant_of(kind, arch), arch, ptxas, "")
+                results[stem] = examine(job, options.out, stem)
     import gemm_allreduce
 
     report = {

@@ -8,112 +8,77 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from bundles import (
+    ARCHS,
+    SELECTED,
+    SOURCES,
+    Compiled,
+    environment_of,
+    needs_triton,
+    run_compile,
+    selection,
+)
+from made_cubins import maker_for
 
 import gemm_allreduce
-from gemm_allreduce import compile as compiler
-from gemm_allreduce.arguments import ARGUMENTS
-from gemm_allreduce.compile import (
+from gemm_allreduce import compile as command
+from gemm_allreduce import toolchain
+from gemm_allreduce.arguments import ARGUMENTS, INTEGERS, POINTERS
+from gemm_allreduce.bundle import read_bundle
+from gemm_allreduce.compile import main
+from gemm_allreduce.compiler import (
     QUICK_VARIANT,
-    SHARED_LIMITS,
     CompileError,
-    Cubin,
-    Ptxas,
-    check_cubin,
-    compile_environment,
-    compile_variant,
-    main,
+    Job,
+    Output,
+    make_cubin,
     multimem_forms,
+    plan_job,
+)
+from gemm_allreduce.dispatch import reachable_variants
+from gemm_allreduce.elf import cubin_sm
+from gemm_allreduce.limits import NO_MULTIMEM, SHARED_LIMITS
+from gemm_allreduce.signature import constexprs, kernel_of, sources_digest
+from gemm_allreduce.toolchain import (
+    MissingToolError,
+    Ptxas,
+    Triton,
+    check_line,
+    compile_environment,
     warnings_for,
 )
-from gemm_allreduce.dispatch import Shape, choose, reachable_variants
-from gemm_allreduce.elf import cubin_sm
-from gemm_allreduce.signature import constexprs, kernel_of
 from gemm_allreduce.variants import Variant
 
-SOURCES = Path(gemm_allreduce.__file__).resolve().parent.parent
-ARCHS = ("sm_80", "sm_90")
-SELECTED = tuple(
-    choose(Shape(tokens, 8192, 1024, ranks, "sm_90", dtype, operand)).variant  # type: ignore[arg-type]
-    for tokens, ranks, dtype, operand in (
-        (16, 8, "bf16", None),
-        (64, 1, "fp16", None),
-        (64, 8, "bf16", None),
-        (513, 2, "fp16", "int8"),
-        (17, 4, "bf16", "fp8e4m3"),
-    )
-)
-"""One-shot, two-shot with and without split, and each kind of operand."""
-
-
-def _triton_problem() -> str | None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
-    done = subprocess.run(
-        [sys.executable, "-c", "import triton; triton.compile"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return None if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
-
-
-_PROBLEM = _triton_problem()
-needs_triton = pytest.mark.skipif(
-    _PROBLEM is not None, reason=f"Triton cannot be imported: {_PROBLEM}"
-)
-
-
-def run_compile(
-    *arguments: str | Path, sources: Path = SOURCES, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    environment = dict(os.environ) | {"PYTHONPATH": str(sources), "PYTHONDONTWRITEBYTECODE": "1"}
-    for name in ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH"):
-        environment.pop(name, None)
-    return subprocess.run(
-        [sys.executable, "-m", "gemm_allreduce.compile", *map(str, arguments)],
-        env=environment | variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def _selection(out: Path) -> list[str | Path]:
-    archs = [part for arch in ARCHS for part in ("--arch", arch)]
-    names = [part for variant in SELECTED for part in ("--variant", variant.name)]
-    return [*archs, *names, "--out", out, "--json"]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Path]:
-    out = tmp_path_factory.mktemp("bundle") / "out"
-    home = tmp_path_factory.mktemp("home")
-    done = run_compile(*_selection(out), HOME=str(home))
-    assert done.returncode == 0, done.stderr
-    return out, json.loads(done.stdout), home
-
-
-@pytest.fixture(scope="module")
-def quick_cubin() -> Cubin:
-    with compile_environment():
-        return compile_variant(QUICK_VARIANT, "sm_90")
+PTXAS = Ptxas("/somewhere/ptxas", "12.8.93", "ab" * 32)
+TRITON = Triton("3.4.0", "3.4.0", False, "cd" * 32)
 
 
 @needs_triton
-def test_manifest_names_what_was_written(bundle: tuple[Path, dict[str, Any], Path]) -> None:
-    out, report, _ = bundle
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["schema"] == 1
+def test_manifest_names_what_was_written(compiled: Compiled) -> None:
+    out, report = compiled.out, compiled.report
+    text = (out / "manifest.json").read_text()
+    manifest = json.loads(text)
+    assert text == json.dumps(manifest, indent=1) + "\n"
+    assert manifest["schema"] == 2
     assert manifest["package"] == "gemm_allreduce"
     assert manifest["version"] == gemm_allreduce.__version__
+    assert manifest["sources"] == sources_digest()
+    assert manifest["cuda"] == ""
+    assert re.match(r"3\.\d+", manifest["triton"]["version"])
+    assert manifest["triton"]["distributed"] is ("dist" in manifest["triton"]["distribution"])
+    assert manifest["arguments"] == list(ARGUMENTS)
+    assert manifest["divisible_by_16"] == list(POINTERS)
+    assert (report["compiled"], report["reused"]) == (9, 0)
     assert report["ok"] and report["cubins"] == manifest["cubins"]
     # In the table's order, and only where the architecture has them: sm_80 has no FP8.
     wanted = [(arch, v) for arch in ARCHS for v in reachable_variants(arch) if v in SELECTED]
@@ -131,25 +96,32 @@ def test_manifest_names_what_was_written(bundle: tuple[Path, dict[str, Any], Pat
         assert entry["num_warps"] == variant.tile.num_warps
         assert entry["cooperative"] is True
         assert re.fullmatch(r"\d+\.\d+\.\d+", entry["ptxas"])
-        assert re.match(r"3\.\d+", entry["triton"])
+        assert re.fullmatch(r"[0-9a-f]{64}", entry["key"])
+        assert 0 < entry["registers"] <= 255
+        assert entry["scratch"] in (1, 2)
+    keys = {entry["key"] for entry in manifest["cubins"]}
+    assert len(keys) == len(wanted)
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert files == {"manifest.json", *(entry["file"] for entry in manifest["cubins"])}
+    # What this writes is what the loader reads.
+    bundle = read_bundle(out)
+    bundle.require_current()
+    for record in bundle.records.values():
+        assert bundle.read(record)
 
 
 @needs_triton
-def test_home_stays_empty(bundle: tuple[Path, dict[str, Any], Path]) -> None:
-    assert list(bundle[2].iterdir()) == []
+def test_home_stays_empty(compiled: Compiled) -> None:
+    assert list(compiled.home.iterdir()) == []
 
 
 @needs_triton
-def test_another_checkout_and_shell_give_the_same_bytes(
-    bundle: tuple[Path, dict[str, Any], Path], tmp_path: Path
-) -> None:
+def test_another_checkout_and_shell_give_the_same_bytes(compiled: Compiled, tmp_path: Path) -> None:
     checkout = tmp_path / "a longer path" / "to another checkout"
     shutil.copytree(SOURCES / "gemm_allreduce", checkout / "gemm_allreduce")
     out = tmp_path / "out"
     done = run_compile(
-        *_selection(out),
+        *selection(out),
         sources=checkout,
         PYTHONHASHSEED="7",
         # A shell's debugging switches must not reach the compiler.
@@ -160,16 +132,51 @@ def test_another_checkout_and_shell_give_the_same_bytes(
         DISABLE_LLVM_OPT="1",
     )
     assert done.returncode == 0, done.stderr
-    first = {p.relative_to(bundle[0]): p.read_bytes() for p in bundle[0].rglob("*.*")}
-    second = {p.relative_to(out): p.read_bytes() for p in out.rglob("*.*")}
-    assert first.keys() == second.keys()
-    assert [path for path in first if first[path] != second[path]] == []
-    for data in second.values():
-        assert str(checkout).encode() not in data
+    assert json.loads(done.stdout)["compiled"] == 9
+    assert_same(compiled.out, out)
+    for path in out.rglob("*.*"):
+        assert str(checkout).encode() not in path.read_bytes()
 
 
-def _fake_cubin(variant: Variant, arch: str) -> Cubin:
-    return Cubin(variant, arch, "entry", 1, 4, "3.4.0", Ptxas("ptxas", "12.8.93"), b"cubin", "ptx")
+def assert_same(first: Path, second: Path) -> None:
+    """Two folders hold the same files."""
+    ours, theirs = (
+        {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.*")}
+        for folder in (first, second)
+    )
+    assert ours.keys() == theirs.keys()
+    assert [path for path in ours if ours[path] != theirs[path]] == []
+
+
+@needs_triton
+def test_what_did_not_change_comes_from_the_cache(compiled: Compiled, tmp_path: Path) -> None:
+    damaged, cut = sorted(p for p in compiled.cache.rglob("*") if p.is_file())[:2]
+    cache = tmp_path / "cache"
+    shutil.copytree(compiled.cache, cache)
+    for path, change in ((damaged, b"\0"), (cut, b"")):
+        copy = cache / path.relative_to(compiled.cache)
+        copy.write_bytes(copy.read_bytes()[:-20] + change)
+    out = tmp_path / "out"
+    done = run_compile(*selection(out), "--cache", cache, "--jobs", "1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["compiled"], report["reused"]) == (2, 7)
+    assert_same(compiled.out, out)
+    assert_same(compiled.cache, cache)
+
+
+def made(job: Job) -> Output:
+    """Stands in for the compiler."""
+    return Output(maker_for(job.variant, job.arch).cubin(), 4096, "")
+
+
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the command find tools that are not there, and cubins be made."""
+    monkeypatch.setattr(command, "find_ptxas", lambda arch: PTXAS)
+    monkeypatch.setattr(command, "find_triton", lambda: TRITON)
+    monkeypatch.setattr(command, "warnings_for", lambda arch: [])
+    monkeypatch.setattr(command, "kernel_of", lambda variant: None)
+    monkeypatch.setattr(command, "run_job", made)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +192,7 @@ def _fake_cubin(variant: Variant, arch: str) -> Cubin:
 def test_what_is_compiled(
     options: list[str], wanted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiler, "compile_variant", _fake_cubin)
-    monkeypatch.setattr(compiler, "find_ptxas", lambda arch: Ptxas("ptxas", "12.8.93"))
-    monkeypatch.setattr(compiler, "warnings_for", lambda arch: [])
+    without_triton(monkeypatch)
     archs = ["--arch", "sm_120", "--arch", "sm_86", "--arch", "sm_120"]
     assert main([*archs, *options, "--out", str(tmp_path)]) == 0
     entries = json.loads((tmp_path / "manifest.json").read_text())["cubins"]
@@ -213,10 +218,8 @@ def test_environment_is_private_and_restored(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @needs_triton
-def test_ptxas_path_is_honoured_and_reported(
-    bundle: tuple[Path, dict[str, Any], Path], tmp_path: Path
-) -> None:
-    bundled = bundle[1]["ptxas"]["sm_90"]
+def test_ptxas_path_is_honoured_and_reported(compiled: Compiled, tmp_path: Path) -> None:
+    bundled = compiled.report["ptxas"]["sm_90"]
     ptxas = tmp_path / "ptxas"
     ptxas.symlink_to(bundled["path"])
     done = run_compile(
@@ -282,6 +285,9 @@ def test_missing_triton(tmp_path: Path) -> None:
         (("--arch", "sm_90"), "--out"),
         (("--out", "o"), "--arch"),
         (("--arch", "sm_90", "--out", __file__), "is not a folder"),
+        (("--arch", "sm_90", "--out", "o", "--cache", __file__), "--cache"),
+        (("--arch", "sm_90", "--out", "o", "--jobs", "0"), "--jobs must be at least 1, got 0"),
+        (("--arch", "sm_90", "--out", "o", "--cuda", "twelve"), "--cuda must be like 12.4"),
     ],
 )
 def test_usage(
@@ -294,17 +300,168 @@ def test_usage(
     assert message in output.err and output.out == ""
 
 
-@needs_triton
-def test_a_cubin_for_another_arch_is_refused(quick_cubin: Cubin) -> None:
-    check_cubin(quick_cubin)
-    with pytest.raises(CompileError, match="the cubin is for sm_90"):
-        check_cubin(dataclasses.replace(quick_cubin, arch="sm_80"))
-    with pytest.raises(CompileError, match="shared memory"):
-        check_cubin(dataclasses.replace(quick_cubin, shared=SHARED_LIMITS["sm_90"] + 1))
-    with pytest.raises(CompileError, match="4 warps, asked 8"):
-        check_cubin(dataclasses.replace(quick_cubin, num_warps=4))
+def job_of(variant: Variant = QUICK_VARIANT, arch: str = "sm_90") -> Job:
+    return plan_job(variant, arch, TRITON, PTXAS)
+
+
+def test_a_cubin_for_another_arch_is_refused() -> None:
+    data = maker_for(QUICK_VARIANT, "sm_90").cubin()
+    record = make_cubin(job_of(), data, 4096).record
+    assert (record.arch, record.shared, record.scratch, record.size) == (
+        "sm_90",
+        4096,
+        1,
+        len(data),
+    )
+    with pytest.raises(
+        CompileError, match=f"{QUICK_VARIANT.name} for sm_80: the cubin is for sm_90"
+    ):
+        make_cubin(job_of(arch="sm_80"), data, 4096)
     with pytest.raises(CompileError, match="not a 64-bit"):
-        check_cubin(dataclasses.replace(quick_cubin, data=b"nothing"))
+        make_cubin(job_of(), b"nothing", 4096)
+
+
+def test_the_key_covers_what_decides_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [
+        job_of().key,
+        job_of(arch="sm_100").key,
+        job_of(SELECTED[1]).key,
+        plan_job(QUICK_VARIANT, "sm_90", dataclasses.replace(TRITON, sha256="ef"), PTXAS).key,
+        plan_job(QUICK_VARIANT, "sm_90", TRITON, dataclasses.replace(PTXAS, sha256="ef")).key,
+    ]
+    for name, value in (
+        ("sources_digest", lambda: "ef"),
+        ("compile_options", lambda variant: {"num_warps": 1}),
+        ("FORMAT", -1),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"gemm_allreduce.compiler.{name}", value)
+            keys.append(job_of().key)
+    assert len(set(keys)) == len(keys)
+    # Where it is and what it calls itself do not.
+    elsewhere = dataclasses.replace(PTXAS, path="/opt/ptxas")
+    renamed = dataclasses.replace(TRITON, version="3.4.1")
+    assert plan_job(QUICK_VARIANT, "sm_90", renamed, elsewhere).key == keys[0]
+
+
+def test_a_cubin_that_breaks_a_rule_is_an_error_and_a_spill_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_triton(monkeypatch)
+    arguments = ["--arch", "sm_90", "--quick", "--json", "--out", str(tmp_path / "out")]
+
+    def spilled(job: Job) -> Output:
+        maker = maker_for(job.variant, job.arch)
+        maker.general = maker.general[:-4] + (8000).to_bytes(4, "little")
+        return Output(maker.cubin(), 4096, "")
+
+    monkeypatch.setattr(command, "run_job", spilled)
+    assert main(arguments) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert re.search(r"local memory.*expected at most \d+, got 8000", warning)
+    shutil.rmtree(tmp_path / "out")
+
+    def greedy(job: Job) -> Output:
+        return dataclasses.replace(made(job), shared=SHARED_LIMITS["sm_90"] + 1)
+
+    monkeypatch.setattr(command, "run_job", greedy)
+    assert main(arguments) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert "shared memory per CTA" in report["errors"][0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_that_fails_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_triton(monkeypatch)
+    names = [variant.name for variant in SELECTED[:4]]
+
+    def failing(job: Job) -> Output:
+        if job.variant.name == names[0]:
+            raise CompileError(f"{job}: no")
+        if job.variant.name == names[2]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made(job)
+
+    monkeypatch.setattr(command, "run_job", failing)
+    chosen = [part for name in names for part in ("--variant", name)]
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    arguments = ["--arch", "sm_90", *chosen, "--json", "--out", str(out), "--cache", str(cache)]
+    assert main(arguments) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False and not out.exists()
+    assert (report["compiled"], report["reused"]) == (2, 0)
+    killed, refused = sorted(report["errors"], key=lambda text: names[0] in text)
+    assert refused == f"{names[0]} for sm_90: no"
+    assert f"{names[2]} for sm_90: its process was killed by signal 9" in killed
+    # What was made is not made again.
+    monkeypatch.setattr(command, "run_job", made)
+    assert main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["compiled"], report["reused"]) == (2, 2)
+    order = [v.name for v in reachable_variants("sm_90") if v.name in names]
+    assert [cubin["name"] for cubin in report["cubins"]] == order
+
+
+def test_an_older_bundle_stays_until_there_is_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_triton(monkeypatch)
+    arguments = ["--arch", "sm_90", "--quick", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+    def refused(job: Job) -> Output:
+        raise CompileError("no")
+
+    monkeypatch.setattr(command, "run_job", refused)
+    assert main(arguments) == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@needs_triton
+def test_an_interrupted_run_leaves_nothing_and_no_process(name: str, tmp_path: Path) -> None:
+    ptxas, pid = tmp_path / "ptxas", tmp_path / "pid"
+    ptxas.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "release 12.8, V12.8.99" && exit 0\n'
+        f"echo $$ > {pid}.new; mv {pid}.new {pid}\nexec sleep 100\n"
+    )
+    ptxas.chmod(0o755)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "gemm_allreduce.compile", "--arch", "sm_90", "--quick"),
+            *("--json", "--out", str(tmp_path / "out")),
+        ],
+        env=environment_of(SOURCES, {"TRITON_PTXAS_PATH": str(ptxas), "TMPDIR": str(temporary)}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    limit = time.monotonic() + 60
+    while not pid.exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, name))
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in json.loads(output)["errors"][0] and "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+    assert list(temporary.iterdir()) == []
+    limit = time.monotonic() + 10
+    while runs(pid.read_text().strip()):
+        assert time.monotonic() < limit, "ptxas still runs"
+        time.sleep(0.05)
+
+
+def runs(pid: str) -> bool:
+    """Whether a process is there, and not only waits for somebody to ask how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @needs_triton
@@ -331,22 +488,37 @@ def test_every_two_shot_of_several_ranks_has_a_multimem_form(arch: str) -> None:
         assert form.multimem and form.name.replace("_multimem", "") in names
 
 
-@needs_triton
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89"])
 def test_multimem_is_refused_where_the_instructions_lack(arch: str) -> None:
     (form,) = multimem_forms([SELECTED[2]])
-    with (
-        compile_environment(),
-        pytest.raises(ValueError, match=f"{arch} has no multimem instructions; sm_90 and later"),
+    assert arch in NO_MULTIMEM
+    with pytest.raises(
+        ValueError, match=f"{arch} has no multimem instructions; sm_90 and later have"
     ):
-        compile_variant(form, arch)
+        plan_job(form, arch, TRITON, PTXAS)
+    assert plan_job(form, "sm_90", TRITON, PTXAS).variant == form
 
 
 def test_known_fault_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     for version, archs in (("3.6.0", ["sm_100", "sm_103"]), ("3.5.1", []), ("3.7.1", [])):
         triton = SimpleNamespace(__version__=version)
-        monkeypatch.setattr(compiler, "_import_triton", lambda triton=triton: triton)
+        monkeypatch.setattr(toolchain, "import_triton", lambda triton=triton: triton)
         assert [arch for arch in SHARED_LIMITS if warnings_for(arch)] == archs
+
+
+def test_ptxas_must_be_that_of_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_line("12.8", "sm_90", PTXAS)
+    with pytest.raises(MissingToolError, match=r"is ptxas 12\.8\.93, not that of CUDA 12\.4"):
+        check_line("12.4", "sm_90", PTXAS)
+    without_triton(monkeypatch)
+    arguments = ["--arch", "sm_90", "--quick", "--out", str(tmp_path / "out"), "--cuda"]
+    assert main([*arguments, "12.9"]) == 3
+    assert "TRITON_PTXAS_PATH" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*arguments, "12.8"]) == 0
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["cuda"] == "12.8"
 
 
 @needs_triton
@@ -355,5 +527,4 @@ def test_kernels_take_the_arguments_that_launch_gives(variant: Variant) -> None:
     with compile_environment():
         kernel = kernel_of(variant)
     assert kernel.arg_names == [*ARGUMENTS, *constexprs(variant)]
-    integers = [name for name in ARGUMENTS if not name.endswith("_ptr") and name != "heap_table"]
-    assert list(kernel.do_not_specialize) == integers
+    assert list(kernel.do_not_specialize) == list(INTEGERS)

@@ -38,8 +38,8 @@ MIB = 2**20
 
 
 def test_light_modules_import_neither_torch_nor_triton() -> None:
-    modules = ["", ".call", ".compile", ".dispatch", ".elf", ".launch", ".layout"]
-    modules += [".signature", ".transports", ".variants", ".workspace"]
+    modules = ["", ".call", ".check", ".compile", ".dispatch", ".elf", ".launch", ".layout"]
+    modules += [".limits", ".signature", ".transports", ".variants", ".workspace"]
     modules += [f".transports.{name}" for name in ("nvshmem", "shared", "symmetric", "virtual")]
     code = (
         f"import sys, {', '.join('gemm_allreduce' + name for name in modules)};"

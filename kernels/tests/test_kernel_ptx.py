@@ -84,24 +84,6 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path,
     return compiled
 
 
-# A tile of 128 x 128 whose 8 partials are all read before they are summed.
-SPILLS = {
-    ("3.4.0", "sm_80.two_shot"),
-    ("3.4.0", "sm_80.two_shot_int8"),
-    ("3.4.0", "sm_90.two_shot_int8"),
-    ("3.4.0", "sm_100.two_shot_int8"),
-    ("3.5.1", "sm_80.two_shot_int8"),
-    ("3.5.1", "sm_90.two_shot_int8"),
-    ("3.6.0", "sm_80.two_shot_int8"),
-    ("3.6.0", "sm_90.two_shot_int8"),
-    ("3.9.0", "sm_80.two_shot"),
-    ("3.9.0", "sm_80.two_shot_int8"),
-    ("3.9.0", "sm_90.two_shot_int8"),
-    ("3.9.0", "sm_100.two_shot_int8"),
-}
-_TOO_MANY = pytest.mark.xfail(
-    strict=True, reason="known: two_shot's sum of 8 partials of a whole tile takes every register"
-)
 STEMS = [f"{arch}.{kind}" for arch in ARCHS for kind in kinds_of(arch)]
 COMPILED = [(version, stem) for version in VERSIONS for stem in STEMS]
 
@@ -114,15 +96,20 @@ def test_order_and_width(
     assert result["lint"] == [], result["variant"]
 
 
-@pytest.mark.parametrize(
-    ("version", "stem"),
-    [pytest.param(*case, marks=[_TOO_MANY] if case in SPILLS else []) for case in COMPILED],
-)
-def test_registers(version: str, stem: str, ptx: Callable[[str], tuple[Path, Report]]) -> None:
-    result = ptx(version)[1]["results"][stem]
-    usage = result["usage"]
-    assert (usage["STACK"], usage["LOCAL"]) == (0, 0), f"{result['variant']} spills: {usage}"
-    assert usage["REG"] < 255, f"{result['variant']}: {usage}"
+@pytest.mark.parametrize(("version", "stem"), COMPILED)
+def test_cubins_keep_the_limits(
+    version: str, stem: str, ptx: Callable[[str], tuple[Path, Report]]
+) -> None:
+    """Registers, spills, and the width of accesses in the machine code."""
+    assert ptx(version)[1]["results"][stem]["findings"] == []
+
+
+@pytest.mark.parametrize(("version", "stem"), COMPILED)
+def test_cubins_are_read_as_the_tools_of_nvidia_read_them(
+    version: str, stem: str, ptx: Callable[[str], tuple[Path, Report]]
+) -> None:
+    for ours, theirs in ptx(version)[1]["results"][stem]["differences"].values():
+        assert ours == theirs
 
 
 # ------------------------------------------------------------------ sources that must be refused
@@ -175,6 +162,8 @@ def test_the_lint_finds(name: str, tmp_path: Path) -> None:
     report = run_cases(CONTROL_VERSION, tmp_path / "out", sources, *options)
     found = report["results"]["sm_90.one_shot_two_ranks"]["lint"]
     assert re.search(finding, "\n".join(found)), found
+    widths = report["results"]["sm_90.one_shot_two_ranks"]["findings"]
+    assert any("(width)" in sentence for sentence in widths) == ("aligned" in name), widths
 
 
 # ------------------------------------------------------------------ PTX that must be refused

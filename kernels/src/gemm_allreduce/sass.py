@@ -30,7 +30,6 @@ _OPERATIONS: Final[dict[int, Access]] = {
     0x187: "local",  # STL
     0x180: "generic",  # LD
     0x185: "generic",  # ST
-    0x18A: "generic",  # ATOM
     0x1B4: "bulk",  # UTMALDG
     0x1B5: "bulk",  # UTMASTG
     0x1BA: "bulk",  # UBLKCP
@@ -50,6 +49,10 @@ class Accesses:
     def of(self, access: Access) -> int:
         """How many there are of a kind."""
         return sum(count for (kind, _), count in self.counts.items() if kind == access)
+
+    def wide(self, access: Access, least: int) -> int:
+        """How many of a kind move that many bytes or more."""
+        return self.of(access) - self.narrow(access, least)
 
     def narrow(self, access: Access, below: int) -> int:
         """How many of a kind move fewer bytes than that."""
