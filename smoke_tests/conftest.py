@@ -24,7 +24,7 @@ from smoke_tests.pool import Pool
 from smoke_tests.report import Report
 from smoke_tests.tiers import TIERS, settings
 
-MISSING = [n for n in ("torch", "triton", "numpy") if not importlib.util.find_spec(n)]
+KERNELS = {"auto": {}, "cubins": {"GEMM_AR_NO_JIT": "1"}, "jit": {"GEMM_AR_CUBINS": "none"}}
 HUNG = 6
 _hung: list[str] = []
 _REPORT = pytest.StashKey[Report]()
@@ -35,6 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", choices=TIERS, default="cpu", help="which ranks to run on")
     parser.addoption("--controls", action="store_true", help="also plant faults, and catch them")
     parser.addoption("--report", type=Path, help="write the verdict to this file, as JSON")
+    kernels = "cubins: nothing may be compiled; jit: everything is; auto: cubins where some fit"
+    parser.addoption("--kernels", choices=list(KERNELS), default="auto", help=kernels)
     parser.addoption("--ranks", type=int, default=0, help="number of ranks; 0: the tier's own")
     drawn = "draw so many sequences of calls for each number of ranks; 0: a few, with --controls"
     parser.addoption("--sequences", type=int, default=0, help=drawn)
@@ -47,8 +49,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = [n for n in known if n in metafunc.fixturenames]
     if not names:
         return
-    if MISSING:
-        reason = f"not installed: {', '.join(MISSING)}"
+    if missing := _missing(metafunc.config):
+        reason = f"not installed: {', '.join(missing)}"
         nothing = [None] * len(names)
         marks = pytest.mark.skip(reason=reason)
         metafunc.parametrize(names, [pytest.param(*nothing, marks=marks, id="nothing")])
@@ -62,6 +64,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("control", "kind"), _control_cases(metafunc.config))
     else:
         metafunc.parametrize(("ranks", "check"), _check_cases(metafunc.config))
+
+
+def _missing(config: pytest.Config) -> list[str]:
+    # Only the interpreter, planted faults and kernels without a cubin need Triton.
+    needs = ["torch", "numpy"]
+    if config.getoption("--tier") == "cpu" or config.getoption("--controls"):
+        needs.append("triton")
+    return [name for name in needs if not importlib.util.find_spec(name)]
 
 
 def _control_cases(config: pytest.Config) -> list[ParameterSet]:
@@ -89,6 +99,7 @@ def _check_cases(config: pytest.Config) -> list[ParameterSet]:
         for kind, world_size in chosen
         for check in load().values()
         if kind in check.kinds and world_size >= check.least_ranks
+        if not check.needs_cubins or config.getoption("--kernels") == "cubins"
     ]
 
 
@@ -134,6 +145,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start the report; keep the tier of one GPU to one, where the host has more."""
     if config.getoption("--tier") == "gpu":
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    os.environ.update(KERNELS[config.getoption("--kernels")])
     config.stash[_REPORT] = Report(config.getoption("--tier"))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed import ProcessGroup
 
 from gemm_allreduce import Workspace, gemm_allreduce
 from gemm_allreduce.dispatch import Choice
+from gemm_allreduce.kernels import Kernels, choose_kernels
 from gemm_allreduce.layout import LARGE_TILE_AREA, HeapLayout
 from gemm_allreduce.transports import Transport
 from gemm_allreduce.transports.base import GroupRanks
@@ -152,7 +154,7 @@ class Ranks:
             torch.cuda.synchronize(self.device)
 
     def choices(self, dtype: str, tile: Tile, operand: str | None = None) -> dict[str, Choice]:
-        """Every algorithm that can use a tile: the same tile, so the same bits."""
+        """Every algorithm that can use a tile and be had: the same tile, so the same bits."""
         w = self.world_size
 
         def variant(algorithm: str, split: int = 1) -> Variant:
@@ -165,4 +167,15 @@ class Ranks:
             found["two_shot_split"] = Choice(variant("two_shot", w))
             found["two_shot"] = Choice(variant("two_shot"))
             found["two_shot_comm"] = Choice(variant("two_shot"), comm_ctas=16)
-        return found
+        # Without Triton there is no other kernel than the cubins.
+        return {
+            name: choice for name, choice in found.items() if self.kernels.serves(choice.variant)
+        }
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        """Where the workspaces' kernels come from."""
+        if self.device.type != "cuda":
+            return choose_kernels("auto", "", None)
+        major, minor = torch.cuda.get_device_capability(self.device)
+        return choose_kernels("auto", f"sm_{major}{minor}", self.device.index)

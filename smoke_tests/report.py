@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ class Report:
 def machine() -> dict[str, Any]:
     """Return devices and versions of this host."""
     import torch
-    import triton
 
     import gemm_allreduce
 
@@ -51,17 +51,41 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
-        "triton": triton.__version__,
+        "triton": _triton(),
+        "kernels": _kernels() if cuda else None,
         "nvshmem": _nvshmem() if cuda else None,
         "gemm_allreduce": gemm_allreduce.__version__,
     }
+
+
+def _triton() -> str | None:
+    """Not by an import: Triton-distributed's needs a GPU's driver."""
+    for name in ("triton", "triton-dist"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _kernels() -> str:
+    import torch
+
+    from gemm_allreduce.bundle import CubinError
+    from gemm_allreduce.kernels import choose_kernels
+
+    major, minor = torch.cuda.get_device_capability(0)
+    try:
+        return choose_kernels("auto", f"sm_{major}{minor}", 0).describe()
+    except CubinError as error:
+        return f"none: {error}"
 
 
 def _nvshmem() -> str | None:
     try:
         import nvshmem.core
 
-        version = nvshmem.core.get_version()
+        found = nvshmem.core.get_version()
     except Exception:  # not installed, or without its library
         return None
-    return f"{version.libnvshmem_version}, nvshmem4py {version.nvshmem4py_version}"
+    return f"{found.libnvshmem_version}, nvshmem4py {found.nvshmem4py_version}"

@@ -23,7 +23,7 @@ class Check:
     """One check.
 
     ``ends_ranks``: it leaves ranks behind that cannot be used again. ``least_ranks``: with fewer
-    there is nothing to see.
+    there is nothing to see. ``needs_cubins``: it looks at kernels that were compiled ahead of time.
     """
 
     name: str
@@ -32,20 +32,27 @@ class Check:
     ends_ranks: bool
     time_limit_s: float
     least_ranks: int
+    needs_cubins: bool
 
 
 CHECKS: dict[str, Check] = {}
 
 
 def check(
-    *kinds: Kind, ends_ranks: bool = False, time_limit_s: float = 120.0, least_ranks: int = 1
+    *kinds: Kind,
+    ends_ranks: bool = False,
+    time_limit_s: float = 120.0,
+    least_ranks: int = 1,
+    needs_cubins: bool = False,
 ) -> Callable[[Body], Body]:
     """Register a check under its function's name."""
 
     def register(body: Body) -> Body:
         name = body.__name__
         assert name not in CHECKS, name
-        CHECKS[name] = Check(name, body, kinds or ALL, ends_ranks, time_limit_s, least_ranks)
+        CHECKS[name] = Check(
+            name, body, kinds or ALL, ends_ranks, time_limit_s, least_ranks, needs_cubins
+        )
         return body
 
     return register
@@ -53,7 +60,7 @@ def check(
 
 def load() -> dict[str, Check]:
     """Import every module of checks; return them by name."""
-    for module in ("results", "sequences", "shapes", "refusals", "faults", "memory"):
+    for module in ("results", "sequences", "shapes", "refusals", "faults", "memory", "cubins"):
         import_module(f"smoke_tests.checks.{module}")
     # Ranks take long to start: those checks come last that need new ones after them.
     return dict(sorted(CHECKS.items(), key=lambda item: item[1].ends_ranks))

@@ -34,6 +34,10 @@ class JitKernels:
         """Return one sentence on where the kernels come from."""
         return f"compiled at run time{f': {self._why}' if self._why else ''}"
 
+    def serves(self, variant: Variant) -> bool:
+        """Return whether the variant can be compiled and launched."""
+        return not variant.multimem
+
     def prepare(self, variant: Variant, ranks: Ranks) -> bool:
         """Compile and load a kernel; return whether there was something to do.
 

@@ -6,7 +6,7 @@
 | ``auto`` | no | compiled at run time, with one logged line that says why |
 | ``cubins``, or ``auto`` with GEMM_AR_NO_JIT=1 | yes | cubins; a lacking variant is an error |
 | ``cubins``, or ``auto`` with GEMM_AR_NO_JIT=1 | no | error |
-| ``jit`` | not looked for | compiled at run time |
+| ``jit``, or ``auto`` with GEMM_AR_CUBINS=none | not looked for | compiled at run time |
 
 A bundle that GEMM_AR_CUBINS names must fit. A damaged manifest, or a cubin whose bytes are not the
 manifest's, is an error everywhere.
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "cubins", "jit"]
 MODES: Final = ("auto", "cubins", "jit")
 NO_JIT: Final = "GEMM_AR_NO_JIT"
+NONE: Final = "none"
 _LOG: Final = logging.getLogger(__package__)
 
 
@@ -50,6 +51,9 @@ class Kernels(Protocol):
 
     def describe(self) -> str:
         """Return one sentence on where the kernels come from."""
+
+    def serves(self, variant: Variant) -> bool:
+        """Return whether the variant can be launched, compiled before if need be."""
 
     def prepare(self, variant: Variant, ranks: Ranks) -> bool:
         """Compile or load a kernel; return whether there was something to do."""
@@ -64,7 +68,7 @@ def choose_kernels(mode: Mode, arch: str, device: int | None) -> Kernels:
     """Return the kernels for a device; `device` None is a CPU, which only Triton can interpret.
 
     Raises:
-        ValueError: an unknown mode, or ``jit`` while GEMM_AR_NO_JIT forbids it.
+        ValueError: an unknown mode, or no cubins while GEMM_AR_NO_JIT forbids to compile.
         CubinError: as the table above says.
     """
     if mode not in MODES:
@@ -74,10 +78,10 @@ def choose_kernels(mode: Mode, arch: str, device: int | None) -> Kernels:
         if mode == "cubins":
             raise MissingCubinError("kernels is 'cubins', which need a CUDA device")
         return JitKernels("no GPU")
-    if mode == "jit":
+    if mode == "jit" or (mode == "auto" and os.environ.get(VARIABLE) == NONE):
         if forbidden:
-            raise ValueError(f"kernels is 'jit', but {NO_JIT}=1 forbids compiling at run time")
-        return JitKernels("asked for")
+            raise ValueError(f"{NO_JIT}=1 forbids compiling at run time, which was asked for")
+        return JitKernels("as was asked for")
     must = mode == "cubins" or forbidden
     fallback = None if must or not _has_triton() else JitKernels("the bundle lacks it")
     try:

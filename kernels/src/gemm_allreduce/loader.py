@@ -11,6 +11,7 @@ import logging
 import struct
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from .arguments import INTEGERS, POINTERS
@@ -45,7 +46,7 @@ class Loaded:
     code: Any
 
 
-_loaded: dict[tuple[str, int], Loaded] = {}
+_loaded: dict[tuple[Path, int], Loaded] = {}
 _loading = threading.Lock()
 
 
@@ -85,6 +86,12 @@ class CubinKernels:
             f"cubins{cuda} for {self._arch}, compiled ahead of time by Triton "
             f"{self._bundle.triton}, from {self._bundle.folder}"
         )
+
+    def serves(self, variant: Variant) -> bool:
+        """Return whether there is a cubin for the variant, or it can be compiled."""
+        if (self._arch, variant.name) in self._bundle.records:
+            return not variant.multimem
+        return self._fallback is not None and self._fallback.serves(variant)
 
     def prepare(self, variant: Variant, ranks: Ranks) -> bool:
         """Load a kernel; return whether there was something to do.
@@ -151,11 +158,12 @@ class CubinKernels:
             return None
         record = self._bundle.record(variant.name, self._arch)
         with _loading:
-            loaded = _loaded.get((record.sha256, self._device))
+            place = self._bundle.folder / record.file
+            loaded = _loaded.get((place, self._device))
             if loaded is None:
                 _refuse_capture(record)
                 loaded = self._load_record(record)
-                _loaded[record.sha256, self._device] = loaded
+                _loaded[place, self._device] = loaded
         self._arguments.setdefault(record.scratch, _Arguments(record.scratch))
         self._kernels[variant] = loaded
         return loaded
