@@ -35,10 +35,12 @@ from gemm_allreduce import compile as command
 from gemm_allreduce import toolchain
 from gemm_allreduce.arguments import ARGUMENTS, INTEGERS, POINTERS
 from gemm_allreduce.bundle import read_bundle
+from gemm_allreduce.cache import Cache
 from gemm_allreduce.compile import main
 from gemm_allreduce.compiler import (
     QUICK_VARIANT,
     CompileError,
+    Cubin,
     Job,
     Output,
     make_cubin,
@@ -175,7 +177,7 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_ptxas", lambda arch: PTXAS)
     monkeypatch.setattr(command, "find_triton", lambda: TRITON)
     monkeypatch.setattr(command, "warnings_for", lambda arch: [])
-    monkeypatch.setattr(command, "kernel_of", lambda variant: None)
+    monkeypatch.setattr(command, "prepare", lambda jobs: None)
     monkeypatch.setattr(command, "run_job", made)
 
 
@@ -199,6 +201,24 @@ def test_what_is_compiled(
     assert [(entry["arch"], entry["name"]) for entry in entries] == [
         (arch, variant.name) for arch in ("sm_86", "sm_120") for variant in wanted(arch)
     ]
+
+
+@needs_triton
+def test_processes_find_done_what_each_would_do(tmp_path: Path) -> None:
+    # Triton hashes its library, of hundreds of megabytes, in each process that compiles.
+    code = (
+        "import importlib, sys\n"
+        "from gemm_allreduce.compiler import QUICK_VARIANT, plan_job, prepare\n"
+        "from gemm_allreduce.toolchain import compile_environment, find_ptxas, Triton\n"
+        "with compile_environment():\n"
+        "    triton = Triton('', '', False, '')\n"
+        "    prepare([plan_job(QUICK_VARIANT, 'sm_90', triton, find_ptxas('sm_90'))])\n"
+        "    modules = 'triton.runtime.cache', 'triton.compiler.compiler'\n"
+        "    found = [getattr(importlib.import_module(m), 'triton_key', None) for m in modules]\n"
+        "    assert max(f.cache_info().currsize for f in found if f) == 1\n"
+        "    assert 'gemm_allreduce.one_shot' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment_of(SOURCES, {}), check=True)
 
 
 def test_environment_is_private_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,6 +438,34 @@ def test_an_older_bundle_stays_until_there_is_a_new_one(
     monkeypatch.setattr(command, "run_job", refused)
     assert main(arguments) == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_a_cache_that_cannot_be_written_stops_what_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_triton(monkeypatch)
+    mark = tmp_path / "mark"
+
+    def slow(job: Job) -> Output:
+        if job.arch == "sm_90":
+            mark.write_text(str(os.getpid()))
+            time.sleep(60)
+        while not mark.exists():
+            time.sleep(0.01)
+        return made(job)
+
+    def full(self: Cache, job: Job, cubin: Cubin) -> None:
+        raise OSError(28, "No space left on device", "cache")
+
+    monkeypatch.setattr(command, "run_job", slow)
+    monkeypatch.setattr(Cache, "put", full)
+    started = time.monotonic()
+    archs = ["--arch", "sm_80", "--arch", "sm_90"]
+    assert main([*archs, "--quick", "--out", str(tmp_path / "out"), "--jobs", "2"]) == 3
+    assert "No space left on device" in capsys.readouterr().err
+    assert time.monotonic() - started < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

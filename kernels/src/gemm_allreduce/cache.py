@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,8 @@ def replace_file(path: Path, data: bytes) -> None:
         OSError: it can't be written; the file is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not a process's number: containers that share a folder count from 1 each.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)

@@ -16,12 +16,14 @@ where it was.
 Blackwell, which only ``TRITON_PTXAS_BLACKWELL_PATH`` would otherwise replace.
 
 Exit codes: 0 done; 1 a compilation or check failed; 2 usage; 3 Triton, or the ptxas that
-TRITON_PTXAS_PATH names, is missing, or not that of ``--cuda``; 130 interrupted.
+TRITON_PTXAS_PATH names, is missing, or not that of ``--cuda``, or a folder can't be written; 130
+interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -45,6 +47,7 @@ from .compiler import (
     make_cubin,
     multimem_forms,
     plan_job,
+    prepare,
     run_job,
     without_multimem,
 )
@@ -53,7 +56,6 @@ from .forked import run_forked
 from .limits import NO_MULTIMEM, SHARED_LIMITS
 from .manifest import write_bundle
 from .progress import Progress
-from .signature import kernel_of
 from .toolchain import (
     MissingToolError,
     Ptxas,
@@ -100,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run.errors.append(str(error))
         run.code = 3
     except OSError as error:
-        run.errors.append(f"cannot write: {error}")
-        run.code = 1
+        run.errors.append(f"cannot read or write: {error}")
+        run.code = 3
     except KeyboardInterrupt:
         run.errors.append("interrupted; with --cache the same command goes on from here")
         run.code = INTERRUPTED
@@ -128,6 +130,14 @@ def _compile(options: argparse.Namespace, run: Run) -> None:
     ]
     totals = {arch: sum(job.arch == arch for job in jobs) for arch in options.arch}
     progress = Progress(totals, sys.stderr)
+    try:
+        _make(options, run, jobs, progress)
+    finally:
+        progress.close()
+
+
+def _make(options: argparse.Namespace, run: Run, jobs: Sequence[Job], progress: Progress) -> None:
+    """Take what the cache has, compile the rest, check all of it."""
     for arch, tool in run.tools.items():
         progress.say(f"{arch}: ptxas {tool.version} at {tool.path}")
         run.warnings += warnings_for(arch)
@@ -142,11 +152,11 @@ def _compile(options: argparse.Namespace, run: Run) -> None:
             missing.append(job)
     run.reused = len(found)
     if missing:
-        for job in missing:
-            kernel_of(job.variant)  # imports it once, not in every process
+        prepare(missing)
         errors: dict[int, str] = {}
-        try:
-            for done in run_forked(missing, run_job, options.jobs):
+        # Closed at once, whatever happens here: what still runs must not outlive its folders.
+        with contextlib.closing(run_forked(missing, run_job, options.jobs)) as results:
+            for done in results:
                 job = missing[done.index]
                 size = None
                 try:
@@ -158,8 +168,6 @@ def _compile(options: argparse.Namespace, run: Run) -> None:
                 except CompileError as error:
                     errors[done.index] = str(error)
                 progress.count(job.arch, size, reused=False)
-        finally:
-            progress.close()
         run.errors += [errors[index] for index in sorted(errors)]
     run.code = 1 if run.errors else 0
     run.cubins = [found[job] for job in jobs if job in found]

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from typing import Final
 
 from .arguments import ARGUMENTS, POINTERS
@@ -95,6 +96,21 @@ def multimem_forms(variants: Sequence[Variant]) -> list[Variant]:
         for variant in variants
         if variant.algorithm == "two_shot" and variant.world_size > 1
     ]
+
+
+def prepare(jobs: Sequence[Job]) -> None:
+    """Do once what each process would do anew: imports, and Triton's hash over itself.
+
+    Half of the time of a small kernel, if left to the forked processes. Starts no thread.
+    """
+    import_triton()
+    import_module("triton.backends.nvidia.compiler")
+    for job in jobs:
+        kernel_of(job.variant)
+    for name in ("triton.runtime.cache", "triton.compiler.compiler"):  # from 3.5 on; before
+        if key := getattr(import_module(name), "triton_key", None):
+            key()
+            return
 
 
 def run_job(job: Job) -> Output:

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -31,12 +31,12 @@ class Done(Generic[Result]):
 
 def run_forked(
     tasks: Sequence[Task], work: Callable[[Task], Result], jobs: int
-) -> Iterator[Done[Result]]:
+) -> Generator[Done[Result], None, None]:
     """Run `work` for every task, up to `jobs` at a time; yield each as it ends, in any order.
 
     `work` ends a task with an exception; its words become the error. A process that ends without
-    an answer is an error too, and the other tasks go on. Leaving the iterator early, by whatever
-    way, kills the processes that still run, and what they started.
+    an answer is an error too, and the other tasks go on. Closing the generator kills the processes
+    that still run, and what they started.
     """
     fork = multiprocessing.get_context("fork")
     running: dict[Connection, tuple[int, BaseProcess]] = {}

@@ -29,6 +29,7 @@ class JitKernels:
 
     def __init__(self, why: str = "") -> None:
         self._why = why
+        self._ready: set[Variant] = set()
 
     def describe(self) -> str:
         """Return one sentence on where the kernels come from."""
@@ -44,7 +45,7 @@ class JitKernels:
         Raises: RuntimeError as `launch`; what Triton raises.
         """
         kernel, compiled = _kernel(variant, ranks)
-        if not compiled:
+        if not compiled or variant in self._ready:
             return False
         operands = _sample(variant, ranks)
         one = Grid(1, 1, 0)
@@ -56,6 +57,7 @@ class JitKernels:
             **compile_options(variant),
         )
         made._init_handles()  # else the first launch would load it, which a capture forbids
+        self._ready.add(variant)
         return True
 
     def launch(

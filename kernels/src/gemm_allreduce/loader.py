@@ -10,7 +10,7 @@ import ctypes
 import logging
 import struct
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from .jit import JitKernels
 
 _LOG: Final = logging.getLogger(__package__)
-_Launch = tuple[Variant, tuple[int, int], int]
-"""What a launch configuration depends on: kernel, grid, stream."""
-_CONFIGURATIONS: Final = 4096
-"""Launch configurations that are kept."""
+_CONFIGURATIONS: Final = 1024
+"""Launch configurations of a kernel that are kept."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,8 @@ class CubinKernels:
         self._driver, self._object_code = _cuda()
         self._bundle, self._arch, self._device = bundle, arch, device
         self._fallback = fallback
-        self._kernels: dict[Variant, Loaded] = {}
+        self._kernels: dict[Variant, _Ready] = {}
         self._lacking: set[Variant] = set()
-        self._configurations: dict[_Launch, Any] = {}
-        # The arguments of a launch are written to one place; the driver copies them from there.
-        self._launching = threading.Lock()
-        self._arguments: dict[int, _Arguments] = {}
 
     @property
     def identity(self) -> str:
@@ -114,30 +108,29 @@ class CubinKernels:
             CubinError: the driver refuses it.
             RuntimeError: a multimem variant, or a first load inside a capture.
         """
-        loaded = self._kernels.get(variant) or self._load(variant)
-        if loaded is None:
+        kernel = self._kernels.get(variant) or self._load(variant)
+        if kernel is None:
             fallback = self._require_fallback(variant)
             fallback.launch(variant, ranks, operands, grid, spin_limit)
             return
         import torch
 
-        shape = launch_grid(ranks, grid)
         # The call that Triton's own launcher makes: no object is made for the stream.
         stream = torch._C._cuda_getCurrentRawStream(self._device)
-        key = (variant, shape, stream)
-        configuration = self._configurations.get(key)
+        key = (*launch_grid(ranks, grid), stream)
+        configuration = kernel.configurations.get(key)
         if configuration is None:
-            configuration = self._configure(key, loaded.record)
+            configuration = self._configure(kernel, key)
         addresses = [tensor.data_ptr() for tensor in pointers_of(ranks, operands)]
         numbers = integers_of(ranks, operands, grid, spin_limit)
-        with self._launching:
-            arguments = self._arguments[loaded.record.scratch]
-            arguments.write(addresses, numbers)
+        with kernel.lock:
+            kernel.arguments.write(addresses, numbers)
             (status,) = self._driver.cuLaunchKernelEx(
-                configuration, loaded.function, arguments.address, 0
+                configuration, kernel.loaded.function, kernel.arguments.address, 0
             )
         if status:
-            self._refuse(status, f"{loaded.record.name} with a grid of {shape} was not launched")
+            what = f"{kernel.loaded.record.name} with a grid of {key[:2]} was not launched"
+            self._refuse(status, what)
 
     def _require_fallback(self, variant: Variant) -> JitKernels:
         if self._fallback is None:
@@ -151,7 +144,7 @@ class CubinKernels:
             _LOG.warning("gemm_allreduce compiles a kernel at run time: %s", reason)
         return self._fallback
 
-    def _load(self, variant: Variant) -> Loaded | None:
+    def _load(self, variant: Variant) -> _Ready | None:
         """Return the kernel of a variant, loading it if need be; None if the bundle lacks it."""
         require_runnable(variant)
         if (self._arch, variant.name) not in self._bundle.records:
@@ -164,9 +157,8 @@ class CubinKernels:
                 _refuse_capture(record)
                 loaded = self._load_record(record)
                 _loaded[place, self._device] = loaded
-        self._arguments.setdefault(record.scratch, _Arguments(record.scratch))
-        self._kernels[variant] = loaded
-        return loaded
+        ready = _Ready(loaded, _Arguments(record.scratch))
+        return self._kernels.setdefault(variant, ready)
 
     def _load_record(self, record: Record) -> Loaded:
         data = self._bundle.read(record)
@@ -199,10 +191,10 @@ class CubinKernels:
             raise CubinError(f"{what} does not fit on a multiprocessor of this device")
         return Loaded(function, record, code)
 
-    def _configure(self, key: _Launch, record: Record) -> Any:
-        driver = self._driver
+    def _configure(self, kernel: _Ready, key: tuple[int, int, int]) -> Any:
+        driver, record = self._driver, kernel.loaded.record
         configuration = driver.CUlaunchConfig()
-        _, (configuration.gridDimX, configuration.gridDimY), configuration.hStream = key
+        configuration.gridDimX, configuration.gridDimY, configuration.hStream = key
         configuration.gridDimZ = 1
         configuration.blockDimX = record.num_warps * WARP
         configuration.blockDimY = configuration.blockDimZ = 1
@@ -213,9 +205,9 @@ class CubinKernels:
             cooperative.value.cooperative = 1
             configuration.attrs = [cooperative]
             configuration.numAttrs = 1
-        if len(self._configurations) >= _CONFIGURATIONS:
-            self._configurations.clear()
-        self._configurations[key] = configuration
+        if len(kernel.configurations) >= _CONFIGURATIONS:
+            kernel.configurations.clear()
+        kernel.configurations[key] = configuration
         return configuration
 
     def _ask(self, answer: tuple[Any, ...], what: str) -> Any:
@@ -251,6 +243,20 @@ class _Arguments:
     def write(self, addresses: list[int], numbers: tuple[int, ...]) -> None:
         """Replace all values."""
         self._layout.pack_into(self._values, self._offset, *addresses, *numbers, *self._zeros)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A kernel of one workspace.
+
+    The driver copies ``arguments`` within a launch; ``lock`` keeps others from them until then.
+    ``configurations`` are by ranks in the launch, CTAs of each, and stream.
+    """
+
+    loaded: Loaded
+    arguments: _Arguments
+    configurations: dict[tuple[int, int, int], Any] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def _lack(bundle: Bundle, variant: Variant, arch: str) -> str:

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -165,12 +166,8 @@ def find_ptxas(arch: str) -> Ptxas:
     arguments = [capability] if inspect.signature(get_ptxas).parameters else []
     try:
         path = str(get_ptxas(*arguments).path)
-        output = subprocess.run(
-            [path, "--version"], check=True, capture_output=True, text=True, timeout=60
-        ).stdout
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        found = _identify(path)
+    except (RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
         raise MissingToolError(f"no working ptxas for {arch}: {error}") from error
     variable = _PTXAS_VARIABLES[1 if arguments and capability >= 100 else 0]
     wanted = os.environ.get(variable, "").strip()
@@ -179,10 +176,20 @@ def find_ptxas(arch: str) -> Ptxas:
             f"{variable} names {wanted}, which is not a working ptxas (Triton would quietly use "
             f"{path}); correct or unset it"
         )
+    return found
+
+
+@lru_cache
+def _identify(path: str) -> Ptxas:
+    """Raises OSError, SubprocessError, or ValueError for one that names no version."""
+    output = subprocess.run(
+        [path, "--version"], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
     match = re.search(r"V(\d+\.\d+\.\d+)", output)
     if match is None:
-        raise MissingToolError(f"{path} --version names no version: {output.strip()!r}")
-    return Ptxas(path, match.group(1), sha256)
+        raise ValueError(f"{path} --version names no version: {output.strip()!r}")
+    with open(path, "rb") as file:
+        return Ptxas(path, match.group(1), hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def check_line(cuda: str, arch: str, ptxas: Ptxas) -> None:

@@ -46,6 +46,8 @@ _OPERANDS: Final[dict[str, Operand]] = {
     "torch.float8_e4m3fn": "fp8e4m3",
     "torch.int8": "int8",
 }
+_PLANS: Final = 65536
+"""Shapes whose kernel and grid are remembered."""
 _INTERPRETED_ARCH: Final = "sm_90"
 _INTERPRETED_CTAS: Final = 4
 
@@ -131,6 +133,7 @@ class Workspace:
         self._dispatch = dispatch
         self._closed = False
         self._stream: int | None = None
+        self._plans: dict[tuple[int, int, int, torch.dtype], tuple[Choice, Grid]] = {}
         problem: ValueError | CubinError | None = None
         try:
             self._configure(max_tokens, max_features, sm_margin)
@@ -178,14 +181,8 @@ class Workspace:
         device = self.transport.device
         if device.type != "cuda":
             return choose_kernels(mode, self.arch, None)
-        import torch
-
         with self._current_device():
-            return choose_kernels(
-                mode,
-                self.arch,
-                torch.cuda.current_device() if device.index is None else device.index,
-            )
+            return choose_kernels(mode, self.arch, device.index)
 
     def _agree(self, settings: dict[str, Any]) -> None:
         """Compare with every rank's settings, so that all ranks fail or none does."""
@@ -351,12 +348,23 @@ class Workspace:
         Raises: RuntimeError, PeerTimeoutError as `gemm_allreduce`.
         """
         tokens, features = operands.y.shape[-2:]
-        operand = _OPERANDS[str(operands.x.dtype)]
-        shape = self._shape(tokens, features, operands.x.shape[-1], operand)
-        choice = self._choose(shape)
-        grid = self.grid(choice, tokens, features)
+        x = operands.x
+        choice, grid = self._planned(tokens, features, x.shape[-1], x.dtype)
         with self._current_device():
             self.kernels.launch(choice.variant, self._ranks, operands, grid, self._spin_limit)
+
+    def _planned(
+        self, tokens: int, features: int, depth: int, dtype: torch.dtype
+    ) -> tuple[Choice, Grid]:
+        """Return what a call launches; what the package's own table says is remembered."""
+        key = (tokens, features, depth, dtype)
+        if (known := self._plans.get(key)) is not None:
+            return known
+        choice = self._choose(self._shape(tokens, features, depth, _OPERANDS[str(dtype)]))
+        plan = choice, self.grid(choice, tokens, features)
+        if self._dispatch is choose and len(self._plans) < _PLANS:
+            self._plans[key] = plan
+        return plan
 
     def _shape(self, tokens: int, features: int, depth: int, operand: Operand) -> Shape:
         dtype = _DTYPES[str(self.dtype)]
@@ -382,12 +390,15 @@ class Workspace:
             )
 
     def _current_device(self) -> AbstractContextManager[object]:
-        """Triton launches on the current device, whatever the operands' is."""
-        if self.transport.device.type != "cuda":
+        """Kernels are launched on the current device, whatever the operands' is."""
+        device = self.transport.device
+        if device.type != "cuda":
             return nullcontext()
         import torch
 
-        return torch.cuda.device(self.transport.device)
+        if torch.cuda.current_device() == device.index:
+            return nullcontext()
+        return torch.cuda.device(device)
 
     def grid(self, choice: Choice, tokens: int, features: int) -> Grid:
         """Return the grid of one rank."""
@@ -442,7 +453,7 @@ class Workspace:
             return False
         import torch
 
-        with torch.cuda.device(self.transport.device):
+        with self._current_device():
             return torch.cuda.is_current_stream_capturing()
 
     def _synchronize(self) -> None:

@@ -61,6 +61,16 @@ class Transport(Protocol):
         """Free what was allocated, after all ranks have come here. Once."""
 
 
+def numbered(device: torch.device | str | None) -> torch.device:
+    """Return a device with its number, as tensors name theirs; None is the current GPU."""
+    import torch
+
+    wanted = torch.device("cuda" if device is None else device)
+    if wanted.type == "cuda" and wanted.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return wanted
+
+
 class GroupRanks:
     """Rank, world size and `gather` from a torch.distributed group (gloo is enough)."""
 

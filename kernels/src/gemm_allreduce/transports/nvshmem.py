@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import GroupRanks, Heap
+from .base import GroupRanks, Heap, numbered
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +39,7 @@ class NvshmemTransport(GroupRanks):
         import torch
 
         super().__init__(group)
-        index = torch.cuda.current_device() if device is None else torch.device(device).index
-        self.device = torch.device("cuda", index)
+        self.device = numbered(device)
         torch.cuda.set_device(self.device)
         self._core = _core()
         self._start()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .base import GroupRanks, Heap
+from .base import GroupRanks, Heap, numbered
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +18,8 @@ class SymmetricMemoryTransport(GroupRanks):
     """One heap per process of the group. ``device`` is this process's GPU."""
 
     def __init__(self, group: ProcessGroup, device: torch.device | str | None = None) -> None:
-        import torch
-
         super().__init__(group)
-        index = torch.cuda.current_device() if device is None else torch.device(device).index
-        self.device = torch.device("cuda", index)
+        self.device = numbered(device)
 
     def allocate(self, nbytes: int) -> Heap:
         """Return zeroed symmetric memory.

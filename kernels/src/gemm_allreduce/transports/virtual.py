@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .base import Heap
+from .base import Heap, numbered
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +23,8 @@ class VirtualTransport:
     rank = 0
 
     def __init__(self, world_size: int, device: torch.device | str) -> None:
-        import torch
-
         self.world_size = world_size
-        self.device = torch.device(device)
+        self.device = numbered(device)
 
     def gather(self, value: Any) -> list[Any]:
         """Return the value of the one process."""
