@@ -18,7 +18,8 @@ def variant_names(root: Path, archs: Iterable[str]) -> dict[str, list[str]]:
 
     `root` is the checkout. Only the dispatch table and its reader are loaded, neither Triton nor
     torch.
-    Raises: UsageError for an architecture that the kernels do not know.
+    Raises: UsageError for an architecture that the kernels do not know, and for sources or a
+    dispatch table that cannot be read.
     """
     folder = root / "kernels" / "src" / "gemm_allreduce"
     spec = util.spec_from_file_location(ALIAS, folder / "__init__.py")
@@ -30,11 +31,12 @@ def variant_names(root: Path, archs: Iterable[str]) -> dict[str, list[str]]:
         spec.loader.exec_module(package)
         reachable = import_module(f"{ALIAS}.dispatch").reachable_variants
         return {arch: [variant.name for variant in reachable(arch)] for arch in archs}
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, SyntaxError, ImportError, OSError) as error:
         raise UsageError(
-            "the kernels cannot be compiled for what images/versions.toml names",
-            where="kernels/src/gemm_allreduce",
-            got=str(error),
+            "the kernels do not say what can be compiled for these architectures",
+            where="kernels/src/gemm_allreduce: dispatch.toml, dispatch.py",
+            got=f"{type(error).__name__}: {error}".replace(ALIAS, "gemm_allreduce"),
+            expected=f"what serves {', '.join(archs)}",
         ) from error
     finally:
         sys.dont_write_bytecode = before

@@ -16,7 +16,7 @@ from tdstack.lock.io import load_lock
 from tdstack.plan import LABEL, REPOSITORY, Plan, make_plan, slice_of
 from tdstack.stack import Request, make_stack
 from tdstack.variants import ALIAS, variant_names
-from tests.checkouts import few_kernels
+from tests.checkouts import TABLE, few_kernels
 from tests.test_cli import invoke
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,6 +147,27 @@ def test_the_variants_are_those_of_the_checkout_that_is_asked(tmp_path: Path) ->
     assert names
     assert set(names) < set(variant_names(ROOT, ["sm_80"])["sm_80"])
     assert not list(copy.rglob("__pycache__"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("dispatch.toml", "[[rule]]\nalgorithm = 'one_shot'", "rule 1 of the dispatch table"),
+        ("dispatch.toml", "[[rule", "TOMLDecodeError"),
+        ("dispatch.toml", "", "KeyError: 'rule'"),
+        ("dispatch.py", "<<<<<<< HEAD", "SyntaxError"),
+        ("variants.py", "from .nowhere import x", "gemm_allreduce.nowhere"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused(
+    tmp_path: Path, name: str, text: str, words: str
+) -> None:
+    copy = few_kernels(ROOT, tmp_path / "checkout")
+    (copy / TABLE).with_name(name).write_text(text)
+    with pytest.raises(UsageError) as caught:
+        variant_names(copy, ["sm_90"])
+    assert words in caught.value.got
+    assert variant_names(ROOT, ["sm_90"])["sm_90"]
 
 
 def test_an_arch_that_the_kernels_do_not_know_is_refused() -> None:
