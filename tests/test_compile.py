@@ -237,11 +237,14 @@ def test_every_end_of_the_compiler_is_an_error_of_its_own(
 
 
 def test_progress_passes_through_while_it_runs(tmp_path: Path) -> None:
-    script = """echo first >&2; until [ -e seen ]; do sleep 0.05; done; echo '{"ok": true}'"""
+    script = """echo first >&2
+for i in $(seq 100); do [ -e seen ] && break; sleep 0.05; done
+[ -e seen ] && printf '{"ok": true, "tmp": "%s"}' "$TMPDIR" """
     compiler = a_compiler(tmp_path / "env", script)
     job = CompileJob("12.4", ("sm_90",), tmp_path, tmp_path / "out", tmp_path / "cache")
     report = run_compiler(compiler, job, tmp_path, lambda _: (tmp_path / "seen").touch())
-    assert report == {"ok": True}
+    # What it would leave behind when it is killed goes with the folder.
+    assert report == {"ok": True, "tmp": str(tmp_path)}
 
 
 @pytest.mark.parametrize(
