@@ -23,8 +23,8 @@ def smoke(
 ) -> dict[str, Any]:
     """Run a tier; return its report (schema in smoke_tests/report.py).
 
-    Raises: UsageError for an unknown tier, number of ranks or source of kernels; HostError for what this host
-    lacks; CheckFailed naming the checks that failed; TimeLimitError when ranks hung.
+    Raises: UsageError for an unknown tier, number of ranks or source of kernels; HostError for
+    what this host lacks; CheckFailed naming the checks that failed; TimeLimitError when ranks hung.
     """
     if tier not in TIERS:
         raise UsageError("unknown tier", where=f"--tier {tier}", expected=", ".join(TIERS))
