@@ -205,6 +205,23 @@ def test_size_has_a_budget() -> None:
     assert (finding.check, finding.code) == ("size", 1)
 
 
+def test_the_budget_leaves_multimem_forms_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, form = made(VARIANT, "sm_90"), made(multimem_forms([VARIANT])[0], "sm_90")
+    write_bundle(tmp_path, "", TRITON, [plain, form])
+    table = replace(limits(), archs={"sm_90": replace(limits().archs["sm_90"], bundle_bytes=1)})
+    monkeypatch.setattr("gemm_allreduce.checks.limits", lambda: table)
+    code, document = report(capsys, "--dir", str(tmp_path))
+    assert [(f["check"], f["got"]) for f in document["findings"]] == [
+        ("size", str(plain.record.size))
+    ]
+    assert (code, document["bundles"][0]["archs"][0]["bytes"]) == (
+        1,
+        plain.record.size + form.record.size,
+    )
+
+
 # ------------------------------------------------------------------ the command
 
 

@@ -42,7 +42,8 @@ class Finding:
 
     def __str__(self) -> str:
         where = " ".join(filter(None, (self.arch, self.variant)))
-        return f"{where}: {self.what} ({self.check}): expected {self.expected}, got {self.got}"
+        told = f"{self.what} ({self.check}): expected {self.expected}, got {self.got}"
+        return f"{where}: {told}" if where else told
 
 
 def check_cubin(variant: Variant, record: Record, data: bytes) -> list[Finding]:
