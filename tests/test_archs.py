@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from tdstack.errors import UsageError
 from tdstack.lock.io import load_lock
 from tdstack.plan import LABEL, REPOSITORY, Plan, make_plan, slice_of
+from tdstack.recipe import load_recipe
 from tdstack.stack import Request, make_stack
 from tdstack.variants import ALIAS, variant_names
 from tests.checkouts import TABLE, few_kernels
@@ -133,6 +135,14 @@ def test_a_plan_shows_the_archs_and_how_many_cubins_that_makes(
     assert f"sm_80 {counts['sm_80']}, sm_90 {counts['sm_90']}" in shown.err
     data = json.loads(invoke(ROOT, *options, "--json").out)
     assert (data["archs"], data["cubins"]) == (["sm_80", "sm_90"], counts)
+
+
+@pytest.mark.parametrize("cuda", sorted(LOCK.lines))
+def test_the_layers_budget_has_room_for_all_that_the_kernels_limits_allow(cuda: str) -> None:
+    table = tomllib.loads((ROOT / "kernels/src/gemm_allreduce/limits.toml").read_text())
+    cubins = sum(table["arch"][arch]["bundle_bytes"] for arch in LOCK.lines[cuda].archs)
+    rest = 2_000_000  # sources, manifests, tdstack-verify, the tar's own blocks
+    assert cubins + rest <= load_recipe(ROOT, "kernels").budget_mb * 1_000_000
 
 
 def test_the_variants_are_those_of_the_dispatch_table(reachable: dict[str, list[str]]) -> None:
