@@ -6,6 +6,7 @@ import errno
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from invoke.context import Context
@@ -23,6 +24,7 @@ HELP = {
     "triton": "distributed (default) or stock",
     "torch": "cuda (default), cpu or none",
     "platform": "linux/amd64 or linux/arm64",
+    "arch": "compile kernels for this GPU architecture, such as sm_90; repeatable (default: all)",
     "python": "Python of the image (default: the base's)",
     "base": "rootfs (default), rootfs:SUITE, or an image as REF@sha256:...",
     "cpython": "a stand-alone CPython to be the image's Python: FILE, or FILE#sha256=HEX",
@@ -64,7 +66,8 @@ def verb(function: Callable[..., None]) -> Any:
 
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
     helps = {name: HELP[name] for name in names if name in HELP}
-    return task(help={**helps, **getattr(function, "helps", {})})(wrapped)
+    iterable = [name for name in names if name == "arch"]
+    return task(help={**helps, **getattr(function, "helps", {})}, iterable=iterable)(wrapped)
 
 
 def end_with(error: TdstackError, cause: BaseException, options: dict[str, Any]) -> NoReturn:
@@ -92,6 +95,7 @@ def plan(
     triton: str = "distributed",
     torch: str = "cuda",
     platform: str = "linux/amd64",
+    arch: list[str] | None = None,
     python: str = "",
     base: str = "rootfs",
     cpython: str = "",
@@ -103,7 +107,7 @@ def plan(
 ) -> None:
     """Show what a build would hold, and where each layer would come from."""
     workspace = Workspace.here(wheelhouse)
-    asked = Request(cuda, triton, torch, platform, python or None, base)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
     request = workspace.request(asked, cpython)
     verbs.plan(
         workspace, request, source=ForkSource(wheel, incomplete), engine=engine, as_json=json
@@ -142,6 +146,7 @@ def fetch(
     triton: str = "distributed",
     torch: str = "cuda",
     platform: str = "linux/amd64",
+    arch: list[str] | None = None,
     python: str = "",
     base: str = "rootfs",
     cpython: str = "",
@@ -153,7 +158,7 @@ def fetch(
 ) -> None:
     """Download every file of the plan, by hash, into the store."""
     workspace = Workspace.here(wheelhouse)
-    asked = Request(cuda, triton, torch, platform, python or None, base)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
     request = workspace.request(asked, cpython)
     verbs.fetch(
         workspace,
@@ -171,6 +176,7 @@ def build(
     triton: str = "distributed",
     torch: str = "cuda",
     platform: str = "linux/amd64",
+    arch: list[str] | None = None,
     python: str = "",
     base: str = "rootfs",
     cpython: str = "",
@@ -184,7 +190,7 @@ def build(
 ) -> None:
     """Build the image; layers that are there already are not built again."""
     workspace = Workspace.here(wheelhouse)
-    asked = Request(cuda, triton, torch, platform, python or None, base)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
     request = workspace.request(asked, cpython)
     verbs.build(
         workspace,
@@ -202,14 +208,15 @@ def quickstart(
     c: Context,
     cuda: str = "12.4",
     torch: str = "cuda",
+    arch: list[str] | None = None,
     engine: str = "auto",
     wheelhouse: str = "",
     json: bool = False,
 ) -> None:
-    """Plan, fetch, build the stock flavour, compile a kernel in it, verify it."""
+    """Plan, fetch, build the stock flavour for one GPU architecture, verify it."""
     from tdstack.quickstart import quickstart as run
 
-    request = Request(cuda=cuda, triton="stock", torch=torch)
+    request = Request(cuda=cuda, triton="stock", torch=torch, archs=tuple(arch or ()))
     run(Workspace.here(wheelhouse), request, engine=engine, as_json=json)
 
 
@@ -236,6 +243,39 @@ def install(
         )
     source = ForkSource(wheel, incomplete)
     install_verb(Workspace.here(wheelhouse), prefix, source, as_json=json, dry=dry)
+
+
+@verb
+@helps(
+    out="the folder that gets the bundle and the wheels (default: dist/ of the checkout)",
+    jobs="number of compilers at a time (default: the CPUs that this process may use)",
+)
+def compile(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    arch: list[str] | None = None,
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    out: str = "",
+    jobs: int = 0,
+    json: bool = False,
+    dry: bool = False,
+) -> None:
+    """Compile the kernels ahead of time into wheels, without an engine or a GPU."""
+    from tdstack.compile_verb import compile_verb
+
+    workspace = Workspace.here(wheelhouse)
+    compile_verb(
+        workspace,
+        Request(cuda, triton, archs=tuple(arch or ())),
+        ForkSource(wheel, incomplete),
+        out=Path(out).expanduser().absolute() if out else workspace.root / "dist",
+        jobs=jobs,
+        as_json=json,
+        dry=dry,
+    )
 
 
 @verb
@@ -274,25 +314,40 @@ def verify(
     tier="cpu (default), gpu or multi-gpu",
     ranks="number of ranks: 1, 2, 4, 8 (default: the tier's own)",
     controls="also plant faults in the kernels, and see that they are caught",
+    kernels="on GPUs: cubins (nothing may be compiled), jit, or auto (default: cubins if some fit)",
 )
 def smoke(
-    c: Context, tier: str = "cpu", ranks: int = 0, controls: bool = False, json: bool = False
+    c: Context,
+    tier: str = "cpu",
+    ranks: int = 0,
+    controls: bool = False,
+    kernels: str = "auto",
+    json: bool = False,
 ) -> None:
     """Check the fused kernels on ranks of every kind: exact results, order, faults."""
     from tdstack.smoke import smoke as run
 
-    report = run(Workspace.here().root, tier, ranks, controls=controls)
+    report = run(Workspace.here().root, tier, ranks, controls=controls, kernels=kernels)
     if json:
         console.emit_json(report)
 
 
 @verb
-@helps(explain="print which kernel serves M,N,K,W,ARCH, for example 16,8192,1024,8,sm_90")
-def bench(c: Context, explain: str = "") -> None:
-    """Print what the dispatch table chooses; measuring is not there yet."""
-    from tdstack.bench import explain as run
+@helps(
+    explain="print which kernel serves M,N,K,W,ARCH, for example 16,8192,1024,8,sm_90",
+    launch="on a GPU: time first calls and launches, cubins against Triton",
+)
+def bench(c: Context, explain: str = "", launch: bool = False, json: bool = False) -> None:
+    """Print what the dispatch table chooses, or time how kernels are launched."""
+    from tdstack import bench as benches
 
-    run(Workspace.here().root, explain)
+    root = Workspace.here().root
+    if launch:
+        report = benches.launch(root)
+        if json:
+            console.emit_json(report)
+        return
+    benches.explain(root, explain)
 
 
 @verb

@@ -3,8 +3,8 @@
 Both build the full stock image of one CUDA line with buildah, each into an empty store, on
 this machine, one after the other. The naive one installs the same pins over the network with
 one `pip install` on tdstack's base layer, which it gets for nothing; tdstack's time includes
-making its base layer, down to the root file system. The fetch into an empty cache is timed on
-its own. Sizes are sums of unpacked layer tars.
+making its base layer, down to the root file system, but not the compilation of kernels, which the
+naive image lacks. The fetch into an empty cache is timed on its own. Sizes are sums of unpacked layer tars.
 
     .venv/bin/python scripts/benchmark_build.py --cuda 12.4 --runs 3 --out docs/data/build.json
 
@@ -91,7 +91,8 @@ def one_run(cuda: str, base: str, pins: list[str]) -> dict[str, Any]:
             fetch_s = empty_fetch(folder, [str(invoke), "fetch", "--cuda", cuda])
             begin = time.monotonic()
             ours = json.loads(run([*build, "--engine", "buildah"]))
-            tdstack_s = time.monotonic() - begin
+            # The naive image holds no compiled kernels, and they may be in the store already.
+            tdstack_s = time.monotonic() - begin - ours["seconds"]["compile"]
             begin = time.monotonic()
             run([*build, "--engine", "buildah"])
             again_s = time.monotonic() - begin

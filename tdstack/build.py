@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from tdstack.assemble.bytecode import CPythonTree, write_bytecode
+from tdstack.assemble.compiler import Compilation, compile_cubins
+from tdstack.assemble.cubins import cubins_wheel
 from tdstack.assemble.entries import Entry, from_bytes
 from tdstack.assemble.image import Image, Step, write_archive, write_layout
 from tdstack.assemble.kernels import kernels_wheel
@@ -74,12 +76,14 @@ class Builder:
         assert plan.stack.interpreter is not None  # the base was looked into before the plan
         self._interpreter = plan.stack.interpreter
         self._cpython: CPythonTree | None = None
+        self._compilation: Compilation | None = None
 
     def build(self, fetch: FetchFiles, output: Path | None = None) -> BuildReport:
         """Build what is missing, tag the result, and write it to `output` as an OCI archive.
 
         Raises: IntegrityError for bytes that are not the lock's; HostError for what this host
-        lacks; CheckFailed when a layer is over its budget, with a report per part.
+        lacks; CheckFailed when a kernel does not compile, or a layer is over its budget, with
+        a report per part; TimeLimitError when the compiler hangs.
         """
         present = present_layers(self._plan, self._engine)
         reports = [self._present(layer) for layer in self._plan.layers[:present]]
@@ -105,6 +109,7 @@ class Builder:
             engine=self._engine.describe(),
             layers=reports,
             seconds=self._watch.seconds,
+            cubins=self._compilation.as_dict() if self._compilation else None,
         )
 
     def _present(self, layer: Layer) -> LayerReport:
@@ -129,21 +134,27 @@ class Builder:
             stack.callback(self._drop_partials)
             if missing[0].name == "base":
                 self._unpack_cpython(layout.parent)
-            parts = {layer.name: self._parts(layer, layout) for layer in missing}
-            check_space(parts, self._store.root, self._engine.storage())
+            # The kernels come last: they are compiled in the image of the layer below.
+            *early, kernels = missing
+            wheel = kernels_wheel(self._root, layout.parent, self._store)
+            parts = {layer.name: self._parts(layer) for layer in early}
+            sizes = {name: [_size(part) for part in group] for name, group in parts.items()}
+            sizes[kernels.name] = [kernels.recipe.budget_mb * 1_000_000]
+            check_space(sizes, self._store.root, self._engine.storage())
             pool = stack.enter_context(_processes())
-            futures: dict[str, list[Future[Blob]]] = {
-                layer.name: [
-                    pool.submit(write_part, self._job(layer, part, layout))
-                    for part in parts[layer.name]
-                ]
-                for layer in missing
+            futures = {
+                layer.name: self._submit(pool, layer, parts[layer.name], layout) for layer in early
             }
             side = stack.enter_context(ThreadPoolExecutor(1))
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             image = self._parent_image(present, layout)
             reports = []
             for layer in missing:
+                if layer is kernels:
+                    with self._watch.step("compile"):
+                        own = [wheel, self._compile(wheel, layout.parent)]
+                    parts[layer.name] = self._parts(layer, own)
+                    futures[layer.name] = self._submit(pool, layer, parts[layer.name], layout)
                 with self._watch.step(layer.name):
                     image, report = self._add(
                         layer, image, parts[layer.name], futures[layer.name], side, layout
@@ -175,8 +186,22 @@ class Builder:
             (layout / "blobs" / "sha256").mkdir(parents=True)
             yield layout
 
-    def _parts(self, layer: Layer, layout: Path) -> list[Part]:
-        wheels = [self._source(layer, p.file) for p in layer.packages if p.file]
+    def _compile(self, wheel: LockedFile, scratch: Path) -> LockedFile:
+        plan, store = self._plan, self._store
+        self._say(f"  compiling {sum(plan.cubins.values())} cubins: {', '.join(plan.cubins)}")
+        made = self._compilation = compile_cubins(
+            self._engine, plan, wheel, scratch, self._root, store, self._say
+        )
+        return cubins_wheel(made.bundle, plan.stack.cuda, self._root, scratch, store)
+
+    def _submit(
+        self, pool: ProcessPoolExecutor, layer: Layer, parts: list[Part], layout: Path
+    ) -> list[Future[Blob]]:
+        return [pool.submit(write_part, self._job(layer, part, layout)) for part in parts]
+
+    def _parts(self, layer: Layer, own: Sequence[LockedFile] = ()) -> list[Part]:
+        files = [p.file for p in layer.packages if p.file]
+        wheels = [self._source(layer, file) for file in (*files, *own)]
         extra = recipe_entries(layer, self._root)
         if layer.name == "base":
             if self._cpython:
@@ -185,17 +210,12 @@ class Builder:
             if self._plan.stack.rootfs is None:  # ours makes it together with its user
                 extra.append(Entry("home/tdstack", "folder", 0o775))
         if layer.name == "kernels":
-            wheels.append(self._own_kernels(layer, layout))
             extra.append(self._manifest())
         return split(layer, wheels, extra)
 
     def _source(self, layer: Layer, file: LockedFile) -> WheelSource:
         path = self._store.path(file)
         return WheelSource(file, path, unpacked_size(path, layer.recipe))
-
-    def _own_kernels(self, layer: Layer, layout: Path) -> WheelSource:
-        file = kernels_wheel(self._root, layout.parent, self._store)
-        return self._source(layer, file)
 
     def _manifest(self) -> Entry:
         text = json.dumps(slice_of(self._plan.stack), indent=1, sort_keys=True) + "\n"
@@ -319,6 +339,10 @@ def _processes() -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(getattr(pool, "_processes", None) or {}.values()):
             process.terminate() if process.is_alive() else None
+
+
+def _size(part: Part) -> int:
+    return sum(wheel.unpacked for wheel in part.wheels)
 
 
 def _blobs_of(labels: object) -> list[Step]:

@@ -17,10 +17,12 @@ from importlib import metadata
 from pathlib import Path
 
 from tdstack.cpython import LEFT_OUT as CPYTHON_LEFT_OUT
-from tdstack.lock.model import LayerName, LockedFile
+from tdstack.lock.model import Arch, LayerName, LockedFile
 from tdstack.recipe import Recipe, load_recipe, tree_digest
 from tdstack.rootfs import HOOKS, LEFT_OUT, SOURCE_DATE_EPOCH
 from tdstack.stack import LAYER_ORDER, Package, Stack
+from tdstack.tags import line_tag
+from tdstack.variants import variant_names
 from tdstack.verify.triton.constraints import constraints_path, constraints_text, pip_conf_text
 
 # Raise it when tdstack/assemble writes other bytes for the same input: every key moves.
@@ -57,12 +59,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a build does, before anything is touched."""
+    """Everything that a build does, before anything is touched.
+
+    `cubins` says how many kernels are compiled for each architecture.
+    """
 
     stack: Stack
     layers: tuple[Layer, ...]
     site: str
     lock_slice: str
+    cubins: dict[Arch, int]
 
     @property
     def final(self) -> Layer:
@@ -88,7 +94,8 @@ class Plan:
             "python": self.stack.python,
             "base": self.stack.base,
             "driver_floor": self.stack.line.driver_floor,
-            "archs": list(self.stack.line.archs),
+            "archs": list(self.stack.archs),
+            "cubins": self.cubins,
             "lock_slice": self.lock_slice,
             "layers": [_layer_dict(layer) for layer in self.layers],
         }
@@ -97,7 +104,8 @@ class Plan:
 def make_plan(stack: Stack, root: Path) -> Plan:
     """Lay the stack out in layers. `root` is the checkout that holds images/ and kernels/.
 
-    Raises: UsageError for a recipe that does not fit its schema.
+    Raises: UsageError for a recipe that does not fit its schema, or an architecture that the
+    kernels do not know.
     """
     site = f"{PREFIX}/lib/python{stack.python}/site-packages"
     values = {"site": site, "ptxas": stack.line.ptxas, "driver_floor": stack.line.driver_floor}
@@ -138,6 +146,8 @@ def make_plan(stack: Stack, root: Path) -> Plan:
                 question["cpython"] = {"sha256": sha256, "left_out": left_out}
         if name == "kernels":
             question["slice"] = lock_slice
+            # Triton and ptxas, which decide the cubins' bytes too, are in the parent's key.
+            question["archs"] = stack.archs
             # It writes its own name and version into the wheel that it builds.
             question["backend"] = metadata.version("hatchling")
         key = _digest(question)
@@ -154,7 +164,8 @@ def make_plan(stack: Stack, root: Path) -> Plan:
                 texts=texts,
             )
         )
-    return Plan(stack=stack, layers=tuple(layers), site=site, lock_slice=lock_slice)
+    cubins = {arch: len(names) for arch, names in variant_names(root, stack.archs).items()}
+    return Plan(stack, tuple(layers), site, lock_slice, cubins)
 
 
 def _held_triton(stack: Stack) -> dict[str, str]:
@@ -182,7 +193,7 @@ def slice_of(stack: Stack) -> dict[str, object]:
         "driver_floor": stack.line.driver_floor,
         "ptxas": stack.line.ptxas,
         "toolkit": [_package_dict(p) for p in stack.packages["cuda"]],
-        "archs": list(stack.line.archs),
+        "archs": list(stack.archs),
         "base": {
             "image": stack.base,
             "suite": rootfs.suite if rootfs else "",
@@ -199,10 +210,11 @@ def slice_of(stack: Stack) -> dict[str, object]:
 
 def short_name(stack: Stack) -> str:
     """Return the rolling tag: `cu124`, and what differs from the default after it."""
-    parts = [f"cu{stack.cuda.replace('.', '')}"]
+    parts = [line_tag(stack.cuda)]
     parts += [stack.flavour] if stack.flavour != "distributed" else []
     parts += [f"torch-{stack.torch}"] if stack.torch != "cuda" else []
     parts += [stack.platform.split("/")[1]] if stack.platform != "linux/amd64" else []
+    parts += stack.archs if stack.restricted else ()
     return "-".join(parts)
 
 
@@ -237,7 +249,7 @@ def _labels(
     if name == "kernels":
         labels[f"{LABEL}.triton"] = stack.flavour
         labels[f"{LABEL}.torch"] = stack.torch
-        labels[f"{LABEL}.archs"] = ",".join(stack.line.archs)
+        labels[f"{LABEL}.archs"] = ",".join(stack.archs)
         labels[f"{LABEL}.lock-slice"] = lock_slice
         if stack.line.experimental:
             labels[f"{LABEL}.experimental"] = stack.line.experimental

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tdstack.errors import HostError, TimeLimitError
+
+GRACE_S = 10.0
 
 
 def find(program: str, remedy: str) -> str:
@@ -28,29 +33,80 @@ def run(
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     limit_s: float | None = None,
+    say: Callable[[str], None] | None = None,
+    group: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run `command` to its end and return it, whatever its exit status.
 
+    `say` gets each line of its stderr as it is written. With `group` an interruption or the time
+    limit also ends what the program started: it has GRACE_S to do so itself, as only it knows of
+    processes that left its group.
     Raises: HostError when the program cannot be started; TimeLimitError past `limit_s`.
     """
     try:
-        return subprocess.run(
-            list(command),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **(environment or {})},
-            cwd=cwd,
-            timeout=limit_s,
-            check=False,
-        )
+        with (
+            _listening(say) as (heard, ear),
+            subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=ear,
+                text=True,
+                errors="replace",
+                env={**os.environ, **(environment or {})},
+                cwd=cwd,
+                process_group=0 if group else None,
+            ) as process,
+        ):
+            try:
+                out, error_text = process.communicate(timeout=limit_s)
+            except BaseException:
+                if group:
+                    _end_group(process)
+                process.kill()
+                raise
+        text = "".join(heard) if say else error_text
+        return subprocess.CompletedProcess(list(command), process.returncode, out, text)
     except FileNotFoundError as error:
         raise HostError(f"{command[0]} is missing on this host", where="PATH") from error
     except subprocess.TimeoutExpired as error:
         raise TimeLimitError(
             f"{command[0]} ran longer than {limit_s:.0f} s", where=" ".join(command)
         ) from error
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    try:
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(GRACE_S)
+    finally:  # a second interruption comes here at once
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _listening(say: Callable[[str], None] | None) -> Iterator[tuple[list[str], int]]:
+    """Yield what is heard, line by line, and what a program takes for its stderr."""
+    heard: list[str] = []
+    if say is None:
+        yield heard, subprocess.PIPE
+        return
+    reading, writing = os.pipe()
+
+    def listen() -> None:
+        with open(reading, encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                heard.append(line)
+                say(line.rstrip("\n"))
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield heard, writing
+    finally:
+        os.close(writing)
+        thread.join(10)  # whom the program left behind could hold the other end for ever
 
 
 def last_words(done: subprocess.CompletedProcess[str], lines: int = 12) -> str:

@@ -19,7 +19,10 @@ class LayerReport:
 
 @dataclass
 class BuildReport:
-    """What a build did. Sizes are in bytes, times in seconds."""
+    """What a build did. Sizes are in bytes, times in seconds.
+
+    `cubins` says what was compiled; None when the kernels layer was there already.
+    """
 
     ref: str
     tags: tuple[str, ...]
@@ -27,6 +30,7 @@ class BuildReport:
     engine: str
     layers: list[LayerReport]
     seconds: dict[str, float]
+    cubins: dict[str, object] | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return the report as JSON-ready data."""
@@ -37,5 +41,6 @@ class BuildReport:
             "engine": self.engine,
             "size": sum(layer.size for layer in self.layers),
             "layers": [vars(layer) for layer in self.layers],
+            "cubins": self.cubins,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }

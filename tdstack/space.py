@@ -6,18 +6,17 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from tdstack.assemble.layer import Part
 from tdstack.errors import HostError
 from tdstack.lock.model import LayerName
 
 
-def check_space(parts: Mapping[LayerName, list[Part]], cache: Path, storage: Path | None) -> None:
+def check_space(sizes: Mapping[LayerName, list[int]], cache: Path, storage: Path | None) -> None:
     """Compare what the missing layers need with what is free, per disk.
 
-    `storage` is the engine's folder, None where it is not on this host.
+    `sizes` are the bytes of each part of each layer; `storage` is the engine's folder, None where
+    it is not on this host.
     Raises: HostError with the need of every layer.
     """
-    sizes = {name: [_size(part) for part in group] for name, group in parts.items()}
     total = sum(sum(group) for group in sizes.values())
     largest = max((size for group in sizes.values() for size in group), default=0)
     # The engine keeps the whole and holds the part that it takes over twice; our own tars
@@ -39,7 +38,3 @@ def check_space(parts: Mapping[LayerName, list[Part]], cache: Path, storage: Pat
                 got=f"{free / 1e9:.1f} GB free",
                 remedy="free some space, or set TDSTACK_CACHE to a folder on a larger disk",
             )
-
-
-def _size(part: Part) -> int:
-    return sum(wheel.unpacked for wheel in part.wheels)

@@ -12,6 +12,7 @@ from tdstack.errors import IntegrityError, UsageError
 from tdstack.fork.fit import check_fit, record_notes, requirement_notes, runs_on
 from tdstack.fork.model import ForkWheel
 from tdstack.lock.model import (
+    Arch,
     LayerName,
     Lock,
     LockedFile,
@@ -61,6 +62,7 @@ class Request:
     """What the user asked for, checked against nothing yet.
 
     `base_facts` are those of the image that `base` names, once it was looked into.
+    `archs` are the GPU architectures to compile for, in any order; none: all of the line's.
     """
 
     cuda: str = "12.4"
@@ -72,6 +74,7 @@ class Request:
     fork: ForkWheel | None = None
     base_facts: BaseFacts | None = None
     cpython: CPython | None = None
+    archs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,13 @@ class Package:
 class Stack:
     """One CUDA line, one flavour, one target: every package of it.
 
+    `archs` are those of the line's GPU architectures that kernels are compiled for, in its order.
     `interpreter` is the base's Python; None while the base image was not looked into.
     """
 
     cuda: str
     line: LockedLine
+    archs: tuple[Arch, ...]
     flavour: Flavour
     torch: TorchVariant
     platform: Platform
@@ -104,6 +109,11 @@ class Stack:
     interpreter: str | None = None
     cpython: CPython | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def restricted(self) -> bool:
+        """Return whether kernels are compiled for fewer architectures than the line has."""
+        return self.archs != tuple(self.line.archs)
 
     def all_packages(self) -> Iterator[Package]:
         """Yield the packages in layer order."""
@@ -119,8 +129,8 @@ def is_rootfs(base: str) -> bool:
 def make_stack(lock: Lock, request: Request) -> Stack:
     """Select the stack that `request` names out of the lock.
 
-    Raises: UsageError for a line, flavour, variant, platform or Python that the lock does
-    not hold, naming the ones it holds; IntegrityError for a fork wheel that does not fit.
+    Raises: UsageError for a line, arch, flavour, variant, platform or Python that the lock
+    does not hold, naming the ones it holds; IntegrityError for a fork wheel that does not fit.
     """
     line = lock.lines.get(request.cuda)
     if line is None:
@@ -129,6 +139,7 @@ def make_stack(lock: Lock, request: Request) -> Stack:
             where="--cuda",
             expected=", ".join(sorted(lock.lines, key=numbers)),
         )
+    archs = _archs(lock, request, line)
     flavour = _one_of(request.triton, FLAVOURS, "--triton")
     torch = _one_of(request.torch, TORCH_VARIANTS, "--torch")
     platform = _one_of(request.platform, PLATFORMS, "--platform")
@@ -153,7 +164,7 @@ def make_stack(lock: Lock, request: Request) -> Stack:
     for layer, refs in [*closure.layers.items(), ("cuda", line.toolkit[platform])]:
         packages[layer] = tuple(_package(lock, ref, python, platform, glibc) for ref in refs)
     _check_missing(closure.missing, flavour, python, platform)
-    notes = _notes(request.cuda, line, torch, platform, packages)
+    notes = _notes(request.cuda, line, archs, torch, platform, packages)
     if flavour == "distributed":
         packages["triton"] = _with_fork(lock, line, request, packages.get("triton", ()))
         if fork:
@@ -168,6 +179,7 @@ def make_stack(lock: Lock, request: Request) -> Stack:
     return Stack(
         request.cuda,
         line,
+        archs,
         flavour,
         torch,
         platform,
@@ -180,6 +192,21 @@ def make_stack(lock: Lock, request: Request) -> Stack:
         request.cpython,
         notes,
     )
+
+
+def _archs(lock: Lock, request: Request, line: LockedLine) -> tuple[Arch, ...]:
+    asked = set(request.archs) or set(line.archs)
+    lacking = sorted(asked - set(line.archs))
+    if lacking:
+        having = [name for name, other in lock.lines.items() if set(lacking) <= set(other.archs)]
+        lines = " or ".join(f"--cuda {name}" for name in sorted(having, key=numbers))
+        raise UsageError(
+            f"CUDA {request.cuda} has no architecture {', '.join(lacking)}",
+            where="--arch",
+            expected=", ".join(line.archs),
+            remedy=f"ask for {lines}, which has it" if lines else "",
+        )
+    return tuple(arch for arch in line.archs if arch in asked)
 
 
 def _interpreter(request: Request, rootfs: LockedRootfs | None, python: str) -> str | None:
@@ -222,6 +249,7 @@ def _python(request: Request, rootfs: LockedRootfs | None, fork: ForkWheel | Non
 def _notes(
     cuda: str,
     line: LockedLine,
+    archs: tuple[Arch, ...],
     torch: TorchVariant,
     platform: Platform,
     packages: dict[LayerName, tuple[Package, ...]],
@@ -230,6 +258,11 @@ def _notes(
     brought = [p.name for p in packages.get("torch", ()) if p.name.startswith("nvidia-")]
     if torch == "cuda" and not brought:
         notes.append(f"for {platform} the package index holds a CPU build of this torch only")
+    if left_out := [arch for arch in line.archs if arch not in archs]:
+        notes.append(
+            f"kernels are compiled for {', '.join(archs)} only; "
+            f"on {', '.join(left_out)} Triton compiles them at first use"
+        )
     return tuple(notes)
 
 

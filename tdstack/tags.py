@@ -30,3 +30,8 @@ def tag_ranks(python: str, platform: Platform, glibc: str) -> dict[Tag, int]:
 def numbers(version: str) -> tuple[int, ...]:
     """Return a dotted version for comparison; () for an empty one."""
     return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def line_tag(cuda: str) -> str:
+    """Return the short name of a CUDA line: `cu124` for 12.4. Pure."""
+    return f"cu{cuda.replace('.', '')}"

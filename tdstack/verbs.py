@@ -72,6 +72,9 @@ def plan(
             where = package.origin if file else f"{package.origin}: not acquired yet"
             digest, size = (file.sha256[:12], megabytes(file.size)) if file else ("", "")
             rows.append(["", f"{package.name} {package.version}", where, size, digest])
+        if layer.name == "kernels":
+            each = ", ".join(f"{arch} {count}" for arch, count in made.cubins.items())
+            rows.append(["", f"{sum(made.cubins.values())} cubins", f"compiled: {each}", "", ""])
     title = f"CUDA {made.stack.cuda}, Triton {made.stack.flavour}, torch {made.stack.torch}, "
     title += f"Python {made.stack.python}, {made.stack.platform}, base {made.stack.base}"
     table(title, ["layer", "package", "source", "size", "key / sha256"], rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,23 +24,31 @@ from tdstack.engines.choose import choose_engine
 from tdstack.errors import IntegrityError
 from tdstack.fork.model import ANYWHERE
 from tdstack.lock.io import load_lock
-from tdstack.quickstart import compile_one
+from tdstack.plan import PREFIX
+from tdstack.quickstart import check_cubins
 from tdstack.stack import Request
+from tdstack.variants import variant_names
 from tdstack.verbs import build as build_verb
 from tdstack.verbs import verify_image
+from tdstack.wheelhouse.store import Store, default_cache
 from tdstack.workspace import Workspace
+from tests.checkouts import few_kernels
 from tests.engine_stores import buildah_store, docker_daemon
 from tests.triton_wheels import TAG, real_fork, real_stock
 
 pytestmark = pytest.mark.engine
-SLIM = Request(cuda="12.4", triton="stock", torch="none")
+ARCH = "sm_80"
+SLIM = Request(cuda="12.4", triton="stock", torch="none", archs=(ARCH,))
+# Asked before any test changes the environment.
+HOST_CACHE = default_cache()
 STORES = {"buildah": buildah_store, "docker": docker_daemon}
 
 
 @dataclass(frozen=True)
 class Built:
-    """A slim image in a private store."""
+    """A slim image of a checkout with few kernels, in a private store."""
 
+    checkout: Path
     engine: Engine
     name: str
     environment: dict[str, str]
@@ -67,21 +76,43 @@ def invoke(root: Path, arguments: list[str], environment: dict[str, str]) -> dic
 
 def build_arguments(engine: str, cuda: str = "12.4") -> list[str]:
     options = ["--cuda", cuda, "--triton", "stock", "--torch", "none", "--engine", engine]
-    return ["build", *options]
+    return ["build", *options, "--arch", ARCH]
+
+
+@pytest.fixture(scope="module")
+def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return few_kernels(root, tmp_path_factory.mktemp("few") / "checkout")
+
+
+@pytest.fixture(scope="module")
+def cubins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a store that compiled nothing yet, and has all the host's files."""
+    return own_cubins(tmp_path_factory.mktemp("cache"))
+
+
+def own_cubins(folder: Path) -> dict[str, str]:
+    theirs = Store(HOST_CACHE)  # makes what is not there
+    for place in theirs.root.iterdir():
+        if place.is_dir() and place != theirs.cubins():
+            (folder / place.name).symlink_to(place)
+    return {"TDSTACK_CACHE": str(folder)}
 
 
 @pytest.fixture(scope="module", params=["buildah", "docker"])
 def built(
-    request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    checkout: Path,
+    cubins: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Built]:
     folder = tmp_path_factory.mktemp(request.param) / "store"
-    with STORES[request.param](folder) as environment:
-        patch = pytest.MonkeyPatch()
+    with STORES[request.param](folder) as store, pytest.MonkeyPatch.context() as patch:
+        environment = {**store, **cubins}
         for name, value in environment.items():
             patch.setenv(name, value)
-        report = invoke(root, build_arguments(request.param), environment)
-        yield Built(choose_engine(request.param).engine, request.param, environment, report)
-        patch.undo()
+        report = invoke(checkout, build_arguments(request.param), environment)
+        engine = choose_engine(request.param).engine
+        yield Built(checkout, engine, request.param, environment, report)
 
 
 def sources(report: dict[str, Any]) -> dict[str, str]:
@@ -128,27 +159,85 @@ def test_triton_can_still_compile_its_launcher(built: Built) -> None:
     assert done.status == 0, done.stderr
 
 
-def test_a_kernel_compiles_inside_with_the_lines_own_ptxas(built: Built) -> None:
-    cubins = compile_one(built.engine, built.ref, ["sm_80", "sm_90"], "stock")
-    assert [c["arch"] for c in cubins] == ["sm_80", "sm_90"]
-    assert {c["ptxas"] for c in cubins} == {"12.4.131"}
+# Prints the manifest of the bundle in the image, and the sha256 of every file beside it.
+BUNDLE = """
+import hashlib, json, pathlib, sys
+import gemm_allreduce_cubins
+folder = pathlib.Path(*gemm_allreduce_cubins.__path__) / sys.argv[1]
+files = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+         for p in folder.rglob("*") if p.is_file()}
+print(json.dumps([json.loads((folder / "manifest.json").read_text()), files]))
+"""
 
 
-def test_the_same_build_again_builds_nothing(built: Built, root: Path) -> None:
+def bundle_in(engine: Engine, ref: str, line: str) -> dict[str, Any]:
+    """The manifest of the bundle in the image, whose files are those that it names, unharmed."""
+    command = [f"/{PREFIX}/bin/python", "-c", BUNDLE, line]
+    done = engine.run(RunRequest(ref, command, user="12345:0"))
+    assert done.status == 0, done.stderr
+    manifest: dict[str, Any]
+    manifest, files = json.loads(done.stdout)
+    del files["manifest.json"]
+    assert files == {c["file"]: c["sha256"] for c in manifest["cubins"]}
+    return manifest
+
+
+def check_bundle(manifest: dict[str, Any], checkout: Path, cuda: str, ptxas: str) -> None:
+    names = [c["name"] for c in manifest["cubins"] if c["arch"] == ARCH]
+    assert sorted(names) == sorted(variant_names(checkout, [ARCH])[ARCH])
+    assert len(names) == len(manifest["cubins"])
+    assert {c["ptxas"] for c in manifest["cubins"]} == {ptxas}
+    assert manifest["cuda"] == cuda
+
+
+def test_the_image_holds_what_its_own_tools_compiled(built: Built) -> None:
+    manifest = bundle_in(built.engine, built.ref, "cu124")
+    check_bundle(manifest, built.checkout, "12.4", "12.4.131")
+    assert manifest["triton"] == {
+        "version": "3.4.0", "distribution": "3.4.0", "distributed": False,
+    }  # fmt: skip
+    (bundle,) = check_cubins(built.engine, built.ref)
+    assert [(a["arch"], a["cubins"]) for a in bundle["archs"]] == [(ARCH, len(manifest["cubins"]))]
+    told = built.report["cubins"]
+    assert told["compiled"] + told["reused"] == told["cubins"] == len(manifest["cubins"])
+    assert told["size"] == sum(c["size"] for c in manifest["cubins"])
+
+
+def test_a_kernel_can_still_be_compiled_in_the_image(built: Built) -> None:
+    assert compiled_inside(built.engine, built.ref) == {"12.4.131"}
+
+
+def compiled_inside(engine: Engine, ref: str, *launcher: str) -> set[str]:
+    """Compile one kernel in the image as an arbitrary user; return the versions of ptxas."""
+    command = [f"/{PREFIX}/bin/python", *launcher, "-m", "gemm_allreduce.compile", "--quick"]
+    command += ["--json", "--out", "/tmp/cubins", "--arch", "sm_90"]
+    done = engine.run(RunRequest(ref, command, user="12345:0"))
+    assert done.status == 0, done.stderr
+    return {cubin["ptxas"] for cubin in json.loads(done.stdout)["cubins"]}
+
+
+def test_the_same_build_again_builds_nothing(built: Built) -> None:
     begin = time.monotonic()
-    report = invoke(root, build_arguments(built.name), built.environment)
+    report = invoke(built.checkout, build_arguments(built.name), built.environment)
     assert time.monotonic() - begin < 10  # under 3 s on a quiet machine
     assert set(sources(report).values()) == {"local"}
     assert report["image_id"] == built.report["image_id"]
+    assert report["cubins"] is None
 
 
-def test_touching_a_kernel_builds_the_kernels_layer_alone(
-    built: Built, root: Path, tmp_path: Path
-) -> None:
+def test_the_whole_table_is_compiled_for_an_arch(built: Built, root: Path) -> None:
+    # The host's own cache: compiled once on a host that keeps it.
+    environment = {**built.environment, "TDSTACK_CACHE": str(HOST_CACHE)}
+    report = invoke(root, build_arguments(built.name), environment)
+    assert {n for n, s in sources(report).items() if s == "built"} == {"kernels"}
+    manifest = bundle_in(built.engine, report["ref"], "cu124")
+    check_bundle(manifest, root, "12.4", "12.4.131")
+    assert len(manifest["cubins"]) > 50
+
+
+def test_touching_a_kernel_builds_the_kernels_layer_alone(built: Built, tmp_path: Path) -> None:
     copy = tmp_path / "checkout"
-    for name in ("images", "kernels", "tdstack/verify"):
-        shutil.copytree(root / name, copy / name)
-    shutil.copy(root / "versions.lock", copy)
+    shutil.copytree(built.checkout, copy)
     source = copy / "kernels/src/gemm_allreduce/variants.py"
     source.write_text(source.read_text() + "\n# touched\n")
     workspace = Workspace(copy, Workspace.here().store)
@@ -160,29 +249,131 @@ def test_touching_a_kernel_builds_the_kernels_layer_alone(
     assert report.image_id != built.report["image_id"]
 
 
-def test_another_cuda_line_shares_all_but_its_own_layers(built: Built, root: Path) -> None:
-    report = invoke(root, build_arguments(built.name, "12.8"), built.environment)
+def test_another_cuda_line_shares_all_but_its_own_layers(built: Built) -> None:
+    report = invoke(built.checkout, build_arguments(built.name, "12.8"), built.environment)
     made = {name for name, source in sources(report).items() if source == "built"}
     assert made == {"cuda", "kernels"}
     assert any(
         f["check"] == "ptxas" and "12.8.93" in str(f["detail"])
         for f in verify_image(built.engine, report["ref"])
     )
+    manifest = bundle_in(built.engine, report["ref"], "cu128")
+    check_bundle(manifest, built.checkout, "12.8", "12.8.93")
 
 
 def test_every_clean_build_gives_one_image_id_under_every_engine(
-    built: Built, root: Path, tmp_path: Path
+    built: Built, tmp_path: Path
 ) -> None:
     with buildah_store(tmp_path / "second") as environment:
-        again = invoke(root, build_arguments("buildah"), environment)
+        again = invoke(built.checkout, build_arguments("buildah"), built.environment | environment)
     assert again["image_id"] == built.report["image_id"]
+    # What was compiled for the first one was not compiled again.
+    assert again["cubins"]["compiled"] == 0
+    assert again["cubins"]["reused"] == built.report["cubins"]["cubins"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a build ended that did not come to its end."""
+
+    code: int
+    err: str
+
+
+def build_in(checkout: Path, environment: dict[str, str], engine: str) -> Ended:
+    command = [str(Path(sys.executable).with_name("invoke")), *build_arguments(engine)]
+    done = subprocess.run(
+        command,
+        cwd=checkout,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Ended(done.returncode, done.stderr)
+
+
+def test_a_kernel_that_does_not_compile_ends_the_build_with_its_name_and_leaves_nothing(
+    built: Built, tmp_path: Path
+) -> None:
+    copy = tmp_path / "checkout"
+    shutil.copytree(built.checkout, copy)
+    source = copy / "kernels/src/gemm_allreduce/device.py"
+    text = source.read_text()
+    assert "tl.debug_barrier()" in text
+    source.write_text(text.replace("tl.debug_barrier()", "tl.no_such_barrier()"))
+    before = image_names(built)
+    ended = build_in(copy, built.environment, built.name)
+    assert ended.code == 1, ended.err
+    assert "no_such_barrier" in ended.err
+    assert "one_shot_bf16_w8" in ended.err
+    assert sorted(image_names(built)) == sorted(before)
+    assert not list(Workspace.here().store.work().glob("build-*"))
+
+
+def test_an_interrupted_compilation_goes_on_where_it_was(built: Built, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    environment = built.environment | own_cubins(folder)
+    cache = Store(folder).cubins()
+    copy = tmp_path / "checkout"
+    shutil.copytree(built.checkout, copy)
+    source = copy / "kernels/src/gemm_allreduce/device.py"
+    source.write_text(source.read_text() + "\n# another kernels layer\n")
+    command = [str(Path(sys.executable).with_name("invoke")), *build_arguments(built.name)]
+    with (tmp_path / "err").open("w") as err:
+        running = subprocess.Popen(
+            command,
+            cwd=copy,
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+            start_new_session=True,
+        )
+        while not (kept(cache) and having_mounted(cache)):
+            assert running.poll() is None, (tmp_path / "err").read_text()
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        running.communicate(timeout=120)
+    assert running.returncode == 130, (tmp_path / "err").read_text()
+    assert not list(Store(folder).work().glob("build-*"))
+    assert no_container_is_left(cache)
+    done = len(kept(cache))
+    report = invoke(copy, build_arguments(built.name), environment)
+    told = report["cubins"]
+    assert 0 < told["reused"] == done < told["cubins"]
+    assert told["compiled"] == told["cubins"] - done
+
+
+def kept(cache: Path) -> list[Path]:
+    return [path for path in cache.rglob("*") if path.is_file() and path.name[0] != "."]
+
+
+def no_container_is_left(cache: Path) -> bool:
+    """Whether every process that has this folder mounted ends, soon after the container."""
+    deadline = time.monotonic() + 15
+    while inside := having_mounted(cache):
+        if time.monotonic() > deadline:
+            return not inside
+        time.sleep(0.2)
+    return True
+
+
+def having_mounted(folder: Path) -> list[Path]:
+    tail = "/".join(folder.parts[-4:])  # of another file system the mount point is left out
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found += [process] if f"/{tail} " in (process / "mountinfo").read_text() else []
+    return found
 
 
 def test_a_fork_wheel_gives_an_image_in_which_it_is_the_only_triton(
-    built: Built, root: Path, fork_wheel: Path
+    built: Built, fork_wheel: Path
 ) -> None:
     options = ["--torch", "none", "--engine", built.name, "--wheel", str(fork_wheel)]
-    report = invoke(root, ["build", "--cuda", "12.4", *options], built.environment)
+    options += ["--arch", ARCH]
+    report = invoke(built.checkout, ["build", "--cuda", "12.4", *options], built.environment)
     assert sources(report)["nvshmem"] == "local"
     assert {n for n, s in sources(report).items() if s == "built"} == {"triton", "cuda", "kernels"}
     found = {str(f["check"]): str(f["detail"]) for f in verify_image(built.engine, report["ref"])}
@@ -201,9 +392,13 @@ def test_a_fork_wheel_gives_an_image_in_which_it_is_the_only_triton(
     done = built.engine.run(RunRequest(report["ref"], refused, user="0:0"))
     assert done.status != 0
     assert "(constraint) triton==3.4.0+dist." in done.stdout + done.stderr
-    # The stub that the fork's import needs without a GPU serves the compile step too.
-    cubins = compile_one(built.engine, report["ref"], ["sm_90"], "distributed")
-    assert [c["ptxas"] for c in cubins] == ["12.4.131"]
+    # The stub that the fork's import needs without a GPU served the compiler too.
+    manifest = bundle_in(built.engine, report["ref"], "cu124")
+    check_bundle(manifest, built.checkout, "12.4", "12.4.131")
+    assert manifest["triton"]["distributed"]
+    assert manifest["triton"]["distribution"] == found["triton"].split()[2].rstrip(",")
+    launcher = f"/{PREFIX}/lib/tdstack_verify/gpuless.py"
+    assert compiled_inside(built.engine, report["ref"], launcher) == {"12.4.131"}
 
 
 @pytest.fixture(scope="module")
@@ -219,11 +414,9 @@ def fork_wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_the_archive_holds_the_image_that_the_engine_holds(
-    built: Built, root: Path, tmp_path: Path
-) -> None:
+def test_the_archive_holds_the_image_that_the_engine_holds(built: Built, tmp_path: Path) -> None:
     out = tmp_path / "image.tar"
-    invoke(root, [*build_arguments(built.name), "--output", str(out)], built.environment)
+    invoke(built.checkout, [*build_arguments(built.name), "--output", str(out)], built.environment)
     with tarfile.open(out) as archive:
         index = json.loads(archive.extractfile("index.json").read())  # type: ignore[union-attr]
         manifest_digest = index["manifests"][0]["digest"].removeprefix("sha256:")
@@ -255,18 +448,20 @@ class TestBuildah:
     """What needs one engine only."""
 
     @pytest.fixture(autouse=True)
-    def _store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def _store(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cubins: dict[str, str]
+    ) -> Iterator[None]:
         with buildah_store(tmp_path / "own") as environment:
-            self.environment = environment
-            for name, value in environment.items():
+            self.environment = {**environment, **cubins}
+            for name, value in self.environment.items():
                 monkeypatch.setenv(name, value)
             yield
 
-    def test_an_interrupted_build_leaves_nothing_and_goes_on(self, root: Path) -> None:
+    def test_an_interrupted_build_leaves_nothing_and_goes_on(self, checkout: Path) -> None:
         command = [str(Path(sys.executable).with_name("invoke")), *build_arguments("buildah")]
         running = subprocess.Popen(
             command,
-            cwd=root,
+            cwd=checkout,
             env={**os.environ, **self.environment},
             stderr=subprocess.PIPE,
             text=True,
@@ -289,12 +484,12 @@ class TestBuildah:
             check=True,
         ).stdout.split()
         assert set(listing) <= {"localhost/tdstack/base", "localhost/tdstack/nvshmem"}, listing
-        report = invoke(root, build_arguments("buildah"), self.environment)
+        report = invoke(checkout, build_arguments("buildah"), self.environment)
         assert sources(report)["base"] == "local"
         engine = choose_engine("buildah").engine
         assert verify_image(engine, report["ref"])
         self._check_tampering(engine, report["ref"])
-        self._check_foreign_base(root, engine, report)
+        self._check_foreign_base(checkout, engine, report)
 
     def _check_tampering(self, engine: Engine, ref: str) -> None:
         victim = "/opt/tdstack/lib/python3.11/site-packages/triton/language/core.py"
@@ -311,11 +506,11 @@ class TestBuildah:
             verify_image(engine, "localhost/tampered:1")
         assert "triton/language/core.py" in caught.value.got
 
-    def _check_foreign_base(self, root: Path, engine: Engine, report: dict[str, Any]) -> None:
+    def _check_foreign_base(self, checkout: Path, engine: Engine, report: dict[str, Any]) -> None:
         base = engine.image("localhost/tdstack/base:" + report["layers"][0]["key"][:20])
         assert base is not None
         ref = f"localhost/tdstack/base@{base.digest}"
         arguments = [*build_arguments("buildah"), "--base", ref, "--python", "3.11"]
-        other = invoke(root, arguments, self.environment)
+        other = invoke(checkout, arguments, self.environment)
         assert set(sources(other).values()) == {"built"}
         assert verify_image(engine, other["ref"])

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tdstack.errors import ExitCode
+from tests.checkouts import copy_checkout
 
 INVOKE = str(Path(sys.executable).with_name("invoke"))
-CHECKOUT = ("images", "kernels", "scripts", "tdstack", "tasks.py", "versions.lock")
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,7 @@ class Ended:
 @pytest.fixture
 def checkout(root: Path, tmp_path: Path) -> Path:
     """Return a copy of the checkout that a test may damage."""
-    copy = tmp_path / "checkout"
-    copy.mkdir()
-    for name in CHECKOUT:
-        source = root / name
-        if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, copy / name)
-    return copy
+    return copy_checkout(root, tmp_path / "checkout")
 
 
 def invoke(where: Path, *arguments: str, **environment: str) -> Ended:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,10 @@ from tdstack.lock.model import LockedForkWheel, LockedTritonDistributed
 from tdstack.verify.triton.fork import LIBRARY
 from tdstack.wheelhouse.store import Store, sha256_of
 from tdstack.workspace import Workspace
+from tests.checkouts import copy_checkout
 from tests.conftest import ROOT
 from tests.odd_wheels import odd_wheel
-from tests.test_cli import CHECKOUT, Ended, invoke
+from tests.test_cli import Ended, invoke
 from tests.triton_wheels import TAG, library
 
 NOBODY = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}
@@ -30,14 +30,7 @@ UNRECORDED = "is not in versions.lock"
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of the checkout whose lock records no wheel yet."""
-    copy = tmp_path / "checkout"
-    copy.mkdir()
-    for name in CHECKOUT:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, copy / name)
+    copy = copy_checkout(ROOT, tmp_path / "checkout")
     assert recorded(copy) == []
     return copy
 

@@ -19,8 +19,6 @@ from typing import Any
 
 import pytest
 
-from tdstack import quickstart
-from tdstack.engines.base import RunRequest, RunResult
 from tdstack.verify import gpuless
 from tdstack.verify.environment import Environment, find_environment
 from tdstack.verify.imports import check_imports
@@ -513,28 +511,7 @@ def test_the_device_answers_what_is_known_and_nothing_else() -> None:
         gpuless.GPUS["sm_90"].total_memory  # noqa: B018
 
 
-# Who uses it
-
-
-class RecordingEngine:
-    def __init__(self) -> None:
-        self.requests: list[RunRequest] = []
-
-    def run(self, request: RunRequest) -> RunResult:
-        self.requests.append(request)
-        return RunResult(0, '{"cubins": []}', "")
-
-
-def test_only_the_distributed_flavour_compiles_through_it() -> None:
-    engine: Any = RecordingEngine()
-    quickstart.compile_one(engine, "ref", ["sm_90"], "stock")
-    quickstart.compile_one(engine, "ref", ["sm_90"], "distributed")
-    stock, distributed = (list(request.command) for request in engine.requests)
-    assert stock[:3] == ["/opt/tdstack/bin/python", "-m", "gemm_allreduce.compile"]
-    launcher = "/opt/tdstack/lib/tdstack_verify/gpuless.py"
-    assert distributed == [stock[0], launcher, *stock[1:]]
-    _, program = gpuless.parse(distributed[2:])
-    assert (program.kind, program.what) == ("-m", "gemm_allreduce.compile")
+# Who uses it (the compiler of an image too: tests/test_compiler.py)
 
 
 @needs_triton

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +86,7 @@ class Driver:
     def cuLaunchKernelEx(  # noqa: N802
         self, configuration: Any, function: str, parameters: int, extra: int
     ) -> tuple[int]:
+        time.sleep(0.0005)  # the real one lets other threads run before it copies
         sizes = [8] * len(POINTERS) + [4] * len(INTEGERS) + [8] * self.scratch
         places = (ctypes.c_void_p * len(sizes)).from_address(parameters)
         values = []
@@ -222,9 +224,9 @@ def test_a_cubin_is_loaded_once_whoever_asks(driver: Driver, tmp_path: Path) -> 
 
     assert in_threads(12, launch) == []
     assert driver.loads == [SMALL.name]
-    seen = {(v[len(POINTERS)], v[list(ARGUMENTS).index("spin_limit")]) for *_, v in driver.launches}
-    assert seen == {(number + 1, number) for number in range(12)}, "arguments of two calls mixed"
-    assert len(driver.launches) == 240
+    spin_limit = list(ARGUMENTS).index("spin_limit")
+    seen = Counter((v[len(POINTERS)], v[spin_limit]) for *_, v in driver.launches)
+    assert seen == {(number + 1, number): 20 for number in range(12)}, "calls were mixed up"
 
 
 def test_preparing_loads_and_says_so(driver: Driver, tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ def write_bytecode(
         command = [interpreter, "-I", "-c", COMPILE, ""]
         mounts = [Mount(folder, "/work", writable=True)]
         mounts += [Mount(cpython.folder, f"/{cpython.place}")] if cpython else []
-        done = engine.run(RunRequest(ref, command, mounts, {"PYTHONHASHSEED": "0"}))
+        # What it writes must be ours to remove, under a daemon of root too.
+        request = RunRequest(ref, command, mounts, {"PYTHONHASHSEED": "0"}, user=engine.owner())
+        done = engine.run(request)
         if done.status:
             raise CheckFailed(
                 "the image's Python could not compile the installed sources",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -105,9 +105,14 @@ class Engine(Protocol):
         """Write the image into the OCI layout, layers uncompressed; return its description."""
         ...
 
-    def run(self, request: RunRequest) -> RunResult:
+    def owner(self) -> str:
+        """Return the user, as `uid:gid` in a container, whose files belong to us on the host."""
+        ...
+
+    def run(self, request: RunRequest, say: Callable[[str], None] | None = None) -> RunResult:
         """Run a command in a throw-away container, without a network.
 
+        `say` gets each line of its stderr as it is written.
         Raises: HostError when the container cannot be started; TimeLimitError past its limit.
         """
         ...

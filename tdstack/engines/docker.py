@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -144,13 +146,23 @@ class Docker:
             saved.unlink(missing_ok=True)
         return image_of(config, sizes)
 
-    def run(self, request: RunRequest) -> RunResult:
+    def owner(self) -> str:
+        """Return our own ids, or root where the daemon itself runs as us."""
+        rootless = "name=rootless" in (self._client.info().get("SecurityOptions") or [])
+        return "0:0" if rootless else f"{os.getuid()}:{os.getgid()}"
+
+    def run(self, request: RunRequest, say: Callable[[str], None] | None = None) -> RunResult:
         """Run a command in a throw-away container, without a network."""
         container = None
         try:
             container = self._client.containers.create(request.ref, **run_arguments(request))
             container.start()
+            listener = threading.Thread(target=_listen, args=(container, say), daemon=True)
+            if say:
+                listener.start()
             status = container.wait(timeout=request.limit_s)["StatusCode"]
+            if say:
+                listener.join(10)
             out = container.logs(stdout=True, stderr=False).decode(errors="replace")
             error_text = container.logs(stdout=False, stderr=True).decode(errors="replace")
             return RunResult(int(status), out, error_text)
@@ -164,6 +176,23 @@ class Docker:
         finally:
             if container is not None:
                 container.remove(force=True)
+
+
+def _listen(container: Any, say: Callable[[str], None]) -> None:
+    # What breaks off here is not lost: the whole log is read when the container has ended.
+    with suppress(DockerException, requests.RequestException):
+        for line in lines_of(container.logs(stdout=False, stderr=True, stream=True, follow=True)):
+            say(line)
+
+
+def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines of a text that arrives in pieces, each as soon as it is whole. Pure."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+    if rest:
+        yield rest.decode(errors="replace")
 
 
 def run_arguments(request: RunRequest) -> dict[str, Any]:

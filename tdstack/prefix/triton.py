@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tdstack.assemble.entries import Entry
+from tdstack.assemble.unpack import write_entry
 from tdstack.assemble.wheel import WheelEntries
 from tdstack.errors import HostError, IntegrityError
 from tdstack.fork.acquire import by_version, take_file, take_wheel
@@ -139,20 +138,9 @@ def _stage(
                 inside = target.is_relative_to(site)
                 unit = site / target.relative_to(site).parts[0] if inside else target
                 staged = folder / str(unit).lstrip("/")
-                _write(entry, archive, staged / target.relative_to(unit))
+                write_entry(entry, archive, staged / target.relative_to(unit))
                 ins[unit] = staged
     return ins
-
-
-def _write(entry: Entry, archive: zipfile.ZipFile, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as out:
-        if entry.content.data is not None:
-            out.write(entry.content.data)
-        else:
-            with archive.open(entry.content.member) as stream:
-                shutil.copyfileobj(stream, out, 1 << 20)
-    path.chmod(entry.mode)
 
 
 def _in_the_way(

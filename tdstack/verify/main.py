@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .cubins import check_cubins
 from .environment import Environment, NoEnvironmentError, find_environment
 from .finding import Finding
 from .imports import check_imports, modules_of
@@ -96,6 +97,7 @@ def verify(options: Options, installer: Installer | None = None, *, fix: bool = 
         findings += check_imports(
             environment, _modules(installed, manifest, forked), forked, LAUNCHER
         )
+        findings += check_cubins(environment, manifest, installed)
         findings += check_pip(environment)
     return Report(environment, diagnosis.judgement.verdict.value, tuple(findings), mended)
 

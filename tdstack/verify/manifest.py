@@ -16,8 +16,9 @@ from .installed import Distribution, matches
 
 Manifest = dict[str, Any]
 FRESH = "start from a fresh container of this image"
-# Ours beside the lock: the kernels' wheel is built from the checkout.
+# Ours beside the lock: the kernels' wheels are built from the checkout.
 OWN = frozenset({"gemm-allreduce"})
+CUBINS = "gemm-allreduce-cubins-cu"
 
 
 def packages_of(manifest: Manifest) -> dict[str, str]:
@@ -40,7 +41,8 @@ def check_packages(manifest: Manifest, installed: Sequence[Distribution]) -> Ite
         yield failed("packages", "; ".join(wrong), FRESH)
     else:
         yield passed("packages", f"{len(wanted)} packages in their pinned versions")
-    if added := sorted(set(found) - set(wanted) - OWN):
+    own = OWN | {CUBINS + manifest["cuda"].replace(".", "")}
+    if added := sorted(set(found) - set(wanted) - own):
         yield passed("additions", f"not from the lock: {', '.join(added)}")
 
 

@@ -46,7 +46,7 @@ class Store:
 
     def __post_init__(self) -> None:
         try:
-            for name in ("blobs", "partial", "quarantine", "locks", "work"):
+            for name in ("blobs", "partial", "quarantine", "locks", "work", "cubins"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HostError(
@@ -74,6 +74,10 @@ class Store:
     def work(self) -> Path:
         """Return the folder for files in the making, on the same file system as the blobs."""
         return self.root / "work"
+
+    def cubins(self) -> Path:
+        """Return the cache of the kernels' compiler, which may be removed at any time."""
+        return self.root / "cubins"
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
