@@ -330,25 +330,40 @@ def verify(
     tier="cpu (default), gpu or multi-gpu",
     ranks="number of ranks: 1, 2, 4, 8 (default: the tier's own)",
     controls="also plant faults in the kernels, and see that they are caught",
+    kernels="on GPUs: cubins (nothing may be compiled), jit, or auto (default: cubins if some fit)",
 )
 def smoke(
-    c: Context, tier: str = "cpu", ranks: int = 0, controls: bool = False, json: bool = False
+    c: Context,
+    tier: str = "cpu",
+    ranks: int = 0,
+    controls: bool = False,
+    kernels: str = "auto",
+    json: bool = False,
 ) -> None:
     """Check the fused kernels on ranks of every kind: exact results, order, faults."""
     from tdstack.smoke import smoke as run
 
-    report = run(Workspace.here().root, tier, ranks, controls=controls)
+    report = run(Workspace.here().root, tier, ranks, controls=controls, kernels=kernels)
     if json:
         console.emit_json(report)
 
 
 @verb
-@helps(explain="print which kernel serves M,N,K,W,ARCH, for example 16,8192,1024,8,sm_90")
-def bench(c: Context, explain: str = "") -> None:
-    """Print what the dispatch table chooses; measuring is not there yet."""
-    from tdstack.bench import explain as run
+@helps(
+    explain="print which kernel serves M,N,K,W,ARCH, for example 16,8192,1024,8,sm_90",
+    launch="on a GPU: time first calls and launches, cubins against Triton",
+)
+def bench(c: Context, explain: str = "", launch: bool = False, json: bool = False) -> None:
+    """Print what the dispatch table chooses, or time how kernels are launched."""
+    from tdstack import bench as benches
 
-    run(Workspace.here().root, explain)
+    root = Workspace.here().root
+    if launch:
+        report = benches.launch(root)
+        if json:
+            console.emit_json(report)
+        return
+    benches.explain(root, explain)
 
 
 @verb

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from smoke_tests.drawn import Sequence, fixed
-from tdstack.bench import explain
+from tdstack.bench import explain, launch
 from tdstack.errors import CheckFailed, HostError, TdstackError, TimeLimitError, UsageError
 from tdstack.smoke import smoke
 
@@ -25,7 +25,7 @@ CONFTEST = """
 import json, pathlib
 
 def pytest_addoption(parser):
-    for option in ("--tier", "--ranks", "--report"):
+    for option in ("--tier", "--ranks", "--report", "--kernels"):
         parser.addoption(option)
 
 def pytest_sessionfinish(session):
@@ -60,6 +60,26 @@ def test_an_unknown_tier_or_number_of_ranks_is_a_usage_error(
     with pytest.raises(UsageError) as caught:
         smoke(tmp_path, tier, ranks, controls=False)
     assert caught.value.expected
+
+
+@pytest.mark.parametrize(("tier", "kernels"), [("gpu", "best"), ("cpu", "cubins"), ("cpu", "jit")])
+def test_kernels_of_no_such_source_are_a_usage_error(
+    tmp_path: Path, tier: str, kernels: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        smoke(tmp_path, tier, 0, controls=False, kernels=kernels)
+    assert caught.value.where == f"--kernels {kernels}"
+    assert caught.value.expected
+
+
+@needs_torch
+def test_timing_launches_needs_a_gpu(root: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this host has a GPU")
+    with pytest.raises(HostError, match="timing launches needs a GPU"):
+        launch(root)
 
 
 @needs_torch
