@@ -94,13 +94,26 @@ def _drawn_cases(config: pytest.Config) -> list[ParameterSet]:
 
 def _check_cases(config: pytest.Config) -> list[ParameterSet]:
     chosen = settings(config.getoption("--tier"), config.getoption("--ranks"))
+    one_gpu = config.getoption("--tier") == "gpu"
     return [
-        pytest.param((kind, world_size), check, id=f"{kind}-w{world_size}-{check.name}")
+        pytest.param(
+            (kind, world_size),
+            check,
+            id=f"{kind}-w{world_size}-{check.name}",
+            marks=_absent(check.needs),
+        )
         for kind, world_size in chosen
         for check in load().values()
         if kind in check.kinds and world_size >= check.least_ranks
         if not check.needs_cubins or config.getoption("--kernels") == "cubins"
+        if not (check.own_gpu and one_gpu)
     ]
+
+
+def _absent(module: str) -> list[pytest.MarkDecorator]:
+    if not module or importlib.util.find_spec(module):
+        return []
+    return [pytest.mark.skip(reason=f"not installed: {module}")]
 
 
 @pytest.fixture(scope="session")

@@ -52,8 +52,7 @@ def all_reduces(
     """
     for m in (m for m in effort.tokens if m <= most):
         for name, make in bench.all_reduces.items():
-            nbytes = m * n * DTYPE.itemsize
-            if "one-shot" in name and nbytes > ONE_SHOT_BYTES:
+            if "one-shot" in name and m * n * DTYPE.itemsize > ONE_SHOT_BYTES:
                 continue
             timer = CudaTimer(device)
             try:
@@ -61,7 +60,7 @@ def all_reduces(
             finally:
                 timer.forget()
             us = slowest_median(bench.gather(us)) / CALLS
-            yield place.measure("all-reduce latency", us, "us", op=name, bytes=nbytes, m=m, n=n)
+            yield place.measure("all-reduce latency", us, "us", op=name, m=m, n=n)
 
 
 def _time(
