@@ -117,6 +117,17 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
+def host_archs() -> list[str]:
+    """Return the architectures of this host's GPUs, as ``sm_90``."""
+    count = _gpus()
+    if not count:
+        return []
+    import torch
+
+    found = (torch.cuda.get_device_capability(i) for i in range(count))
+    return sorted({f"sm_{major}{minor}" for major, minor in found})
+
+
 def _has_cubins() -> bool:
     try:
         from gemm_allreduce.bundle import installed_bundles, named_bundle
