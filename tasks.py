@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ def verb(function: Callable[..., None]) -> Any:
     def wrapped(c: Context, *args: Any, **kwargs: Any) -> None:
         if "dry" in kwargs:
             kwargs["dry"] = kwargs["dry"] or bool(c.config.run.dry)
+        tidy_up_when_ended()
         try:
             function(c, *args, **kwargs)
         except TdstackError as error:
@@ -68,6 +70,20 @@ def verb(function: Callable[..., None]) -> Any:
     helps = {name: HELP[name] for name in names if name in HELP}
     iterable = [name for name in names if name == "arch"]
     return task(help={**helps, **getattr(function, "helps", {})}, iterable=iterable)(wrapped)
+
+
+def tidy_up_when_ended() -> None:
+    """Make an end from outside (a scheduler's, a closed terminal) what a Ctrl-C is.
+
+    Without this it would leave containers that go on, and what they write to.
+    """
+
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one, and means it
+            signal.signal(number, interrupt)
 
 
 def end_with(error: TdstackError, cause: BaseException, options: dict[str, Any]) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -58,6 +59,7 @@ def bad_pairs(
     outbox: torch.Tensor,
     move: Callable[[int], None],
     synchronize: Callable[[], None],
+    step: Callable[[str], AbstractContextManager[None]],
 ) -> list[str]:
     """Move a payload between every ordered pair; return a line for each that is bad.
 
@@ -71,11 +73,13 @@ def bad_pairs(
         inbox, outbox: int32 [WORDS], this rank's.
         move: takes the peer's rank.
         synchronize: waits for the device.
+        step: is entered for a move, and given the pair's name: where a rank hangs.
     """
     bad: list[str] = []
     arrow = "->" if direction == "put" else "<-"
     for source, target in ordered_pairs(world_size):
         mover, peer = (source, target) if direction == "put" else (target, source)
+        pair = f"rank {mover} {arrow} rank {peer}"
         inbox.fill_(EMPTY)
         if rank == source:
             outbox.copy_(payload(source, target, outbox.device))
@@ -84,8 +88,9 @@ def bad_pairs(
         problem = ""
         if rank == mover:
             try:
-                move(peer)
-                synchronize()
+                with step(pair):
+                    move(peer)
+                    synchronize()
             except Exception as error:  # the others wait for this rank
                 problem = f"{type(error).__name__}: {error}"
         gather(None)
@@ -95,6 +100,5 @@ def bad_pairs(
             problem = f"rank {rank} got something"
         found = list(dict.fromkeys(text for text in gather(problem) if text))
         if found:
-            pair = (source, target) if direction == "put" else (target, source)
-            bad.append(f"rank {pair[0]} {arrow} rank {pair[1]}: {'; '.join(found)}")
+            bad.append(f"{pair}: {'; '.join(found)}")
     return bad

@@ -201,6 +201,7 @@ def test_ranks_check_time_and_leave_out_what_fails_on_one_of_them(tmp_path: Path
         assert set(case["problems"]) == {"wrong", "absent"}
         assert "rank 1: AssertionError: wrong: error is nan" in case["problems"]["wrong"]
         assert "rank 1: RuntimeError: not here" in case["problems"]["absent"]
+    assert found[0]["rates"] == {"copy": 2, "store": 2, "load": 2}
     assert "rank 0 -> rank 1: " in found[0]["pairs"]
     assert "rank 1 -> rank 0" not in found[0]["pairs"]
 

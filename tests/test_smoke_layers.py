@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import threading
 from collections.abc import Callable
@@ -144,6 +145,7 @@ def _walk(direction: Any, w: int, fault: Callable[[int, int], int | None]) -> li
     inboxes = [torch.zeros(WORDS, dtype=torch.int32) for _ in range(w)]
     outboxes = [torch.zeros(WORDS, dtype=torch.int32) for _ in range(w)]
     gather = _Gather(w)
+    steps: list[str] = []
     results: list[list[str]] = [[] for _ in range(w)]
 
     def rank(r: int) -> None:
@@ -165,6 +167,7 @@ def _walk(direction: Any, w: int, fault: Callable[[int, int], int | None]) -> li
             outboxes[r],
             move,
             lambda: None,
+            lambda name: contextlib.nullcontext(steps.append(name)),
         )
 
     threads = [threading.Thread(target=rank, args=(r,), daemon=True) for r in range(w)]
@@ -173,6 +176,7 @@ def _walk(direction: Any, w: int, fault: Callable[[int, int], int | None]) -> li
     for thread in threads:
         thread.join(30)
     assert not any(thread.is_alive() for thread in threads)
+    assert len(steps) == len(set(steps)) == w * (w - 1)
     return results
 
 

@@ -43,12 +43,22 @@ def require_sums(ranks: Ranks, all_reduce: AllReduce, name: str) -> str:
         for size in SIZES:
             what = f"{name}, {size} of {dtype}"
             parts = source.integers(dtype, ranks.world_size, size)
-            y = all_reduce(parts[ranks.rank].clone())
+            y = _waited(ranks, what, all_reduce, parts)
             require_equal(y, parts.float().sum(0).to(dtype), f"{what}, rank {ranks.rank}")
             parts = source.normal(dtype, ranks.world_size, size)
-            y = all_reduce(parts[ranks.rank].clone())
+            y = _waited(ranks, what, all_reduce, parts)
             worst = max(worst, require_bound(y, *sum_bound(parts), what))
     return f"at most {worst:.2f} of the bound"
+
+
+def _waited(
+    ranks: Ranks, what: str, all_reduce: AllReduce, parts: torch.Tensor
+) -> torch.Tensor:
+    with ranks.step(what):
+        y = all_reduce(parts[ranks.rank].clone())
+        if ranks.device.type == "cuda":
+            torch.cuda.synchronize(ranks.device)
+    return y
 
 
 @check("symmetric", least_ranks=2, own_gpu=True)

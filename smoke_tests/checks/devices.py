@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,7 +58,13 @@ def gpus_reach_each_other_in_one_process(ranks: Ranks) -> str:
     said = ""
     if ranks.rank == 0:  # it sees all GPUs; in the order of the ranks
         try:
-            problems, said = _copies(min(torch.cuda.device_count(), ranks.world_size))
+            with ranks.step("copies between GPUs"):
+                problems, rates = _copies(min(torch.cuda.device_count(), ranks.world_size))
+            for (source, target), rate in rates.items():
+                ranks.measure(
+                    "p2p bandwidth", rate, "GB/s", how="one process", src=source, dst=target
+                )
+            said = _slowest(rates)
         except RuntimeError as error:
             problems = [str(error)]
         finally:
@@ -68,8 +74,15 @@ def gpus_reach_each_other_in_one_process(ranks: Ranks) -> str:
     return str(text)
 
 
-def _copies(count: int) -> tuple[list[str], str]:
-    """Return what is wrong, and the slowest pair's bandwidth."""
+def _slowest(rates: Mapping[tuple[int, int], float]) -> str:
+    if not rates:
+        return "each process sees one GPU only"
+    source, target = min(rates, key=lambda pair: rates[pair])
+    return f"slowest rank {source} -> rank {target}, {rates[source, target]:.1f} GB/s"
+
+
+def _copies(count: int) -> tuple[list[str], dict[tuple[int, int], float]]:
+    """Return what is wrong, and every pair's bandwidth, 10^9 bytes a second."""
     problems, rates = [], {}
     for source, target in ordered_pairs(count):
         pair = f"rank {source} -> rank {target}"
@@ -81,11 +94,8 @@ def _copies(count: int) -> tuple[list[str], str]:
         torch.cuda.synchronize(target)
         if wrong := verdict(there, source, target):
             problems.append(f"{pair}: {wrong}")
-        rates[pair] = _rate(source, target)
-    if not rates:
-        return problems, "each process sees one GPU only"
-    slowest = min(rates, key=lambda pair: rates[pair])
-    return problems, f"slowest {slowest}, {rates[slowest]:.1f} GB/s"
+        rates[source, target] = _rate(source, target)
+    return problems, rates
 
 
 def _rate(source: int, target: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def _require_pairs(
         inbox,
         outbox,
         move,
-        ranks.synchronize,
+        partial(torch.cuda.synchronize, ranks.device),
+        ranks.step,
     )
     assert not bad, "\n".join(bad)
 
@@ -151,7 +153,8 @@ def nvshmem_barrier_waits_for_puts(ranks: Ranks) -> str:
                 )
                 shmem.core.barrier_all(stream=stream)
                 seen = shmem.inbox.clone()
-                ranks.synchronize()
+                with ranks.step(f"barrier, rank {late} late"):
+                    torch.cuda.synchronize(ranks.device)
                 wrong = verdict(seen, source, rank)
                 text = f"rank {source} -> rank {rank}, rank {late} late: {wrong}" if wrong else ""
                 bad += [found for found in ranks.gather(text) if found]

@@ -57,8 +57,9 @@ def triton_distributed_gemm_all_reduce_is_right(ranks: Ranks) -> str:
         x = source.normal(dtype, w, tokens, DEPTH)
         weight = source.normal(dtype, w, FEATURES, DEPTH)
         mine = x[ranks.rank].contiguous(), weight[ranks.rank].contiguous()
-        y = layer(*mine)
-        ranks.synchronize()
+        with ranks.step(f"{name}, M {tokens}"):
+            y = layer(*mine)
+            torch.cuda.synchronize(ranks.device)
         exact, error = bound(x, weight, dtype)
         require_bound(y, exact, error * w, f"{name}, M {tokens}")
         said.append(f"{name} M {tokens}: {_call_us(layer, mine):.0f} us")

@@ -204,7 +204,7 @@ def run_processes(given: argparse.Namespace, write: Write) -> int:
     limits = Limits(min(x.copy_gbs for x in of_ranks), min(x.matmul_tflops for x in of_ranks))
     try:
         rates = pairs.measure(bench, device, timer)
-        limits = replace(limits, link_gbs=min(rates.values()))
+        limits = replace(limits, link_gbs=pairs.slowest_link(rates))
         for row in pairs.rows(place, rates):
             write(row)
     except (StepError, RuntimeError) as error:

@@ -18,6 +18,8 @@ LEAST_DEVIATION: Final = 0.05
 LEAST_COUNT: Final = 4
 """With fewer numbers none can be told to be the odd one."""
 LOWER_IS_BETTER: Final = frozenset({"ns", "us", "ms", "s", "bytes", "MiB", "GiB"})
+GAINS: Final = frozenset({"model saves"})
+"""Measures in such a unit of which more is better all the same."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -53,6 +55,7 @@ def find_odd(values: Mapping[K, float]) -> list[Odd[K]]:
     return sorted(odd, key=lambda row: -abs(row.z))
 
 
-def is_worse(change: float, unit: str) -> bool:
-    """Whether a change of so much in this unit is for the worse; ratios are speed-ups."""
-    return change > 0 if unit in LOWER_IS_BETTER else change < 0
+def is_worse(change: float, unit: str, name: str) -> bool:
+    """Whether a change of so much is for the worse, in this unit; ratios are speed-ups."""
+    lower_is_better = unit in LOWER_IS_BETTER and name not in GAINS
+    return change > 0 if lower_is_better else change < 0

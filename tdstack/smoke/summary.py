@@ -19,6 +19,8 @@ MARKS: Final = {
     "skipped": "–",
     "unfinished": "✂",
     "unjudged": "·",
+    "unreadable": "?",
+    "lacks a tier": "–",
 }
 """A sign beside each word, for those who do not see its colour."""
 
