@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from smoke_tests.records import Check
+
 Layer = Literal["hardware", "driver", "NCCL", "PyTorch", "NVSHMEM", "Triton-distributed", "kernels"]
 LAYERS: Final[tuple[Layer, ...]] = get_args(Layer)
 """From the bottom up: checks run in this order."""
@@ -64,6 +66,19 @@ class Seen:
     def layer(self) -> Layer:
         """What the check is about."""
         return layer_of(self.name)
+
+
+def seen_of(checks: Iterable[Check]) -> list[Seen]:
+    """Return the checks of a record as `diagnose` takes them. Pure."""
+    return [
+        Seen(
+            check.name,
+            check.outcome == "passed",
+            "\n".join([check.detail, *(rank.detail for rank in check.ranks)]),
+            check.tier,
+        )
+        for check in checks
+    ]
 
 
 def layer_of(check: str) -> Layer:

@@ -148,6 +148,10 @@ def _walk(direction: Any, w: int, fault: Callable[[int, int], int | None]) -> li
     steps: list[str] = []
     results: list[list[str]] = [[] for _ in range(w)]
 
+    def step(name: str) -> contextlib.AbstractContextManager[None]:
+        steps.append(name)
+        return contextlib.nullcontext()
+
     def rank(r: int) -> None:
         def move(peer: int) -> None:
             reached = fault(r, peer)
@@ -167,7 +171,7 @@ def _walk(direction: Any, w: int, fault: Callable[[int, int], int | None]) -> li
             outboxes[r],
             move,
             lambda: None,
-            lambda name: contextlib.nullcontext(steps.append(name)),
+            step,
         )
 
     threads = [threading.Thread(target=rank, args=(r,), daemon=True) for r in range(w)]

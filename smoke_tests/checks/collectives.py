@@ -51,9 +51,7 @@ def require_sums(ranks: Ranks, all_reduce: AllReduce, name: str) -> str:
     return f"at most {worst:.2f} of the bound"
 
 
-def _waited(
-    ranks: Ranks, what: str, all_reduce: AllReduce, parts: torch.Tensor
-) -> torch.Tensor:
+def _waited(ranks: Ranks, what: str, all_reduce: AllReduce, parts: torch.Tensor) -> torch.Tensor:
     with ranks.step(what):
         y = all_reduce(parts[ranks.rank].clone())
         if ranks.device.type == "cuda":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 
@@ -14,9 +14,9 @@ BYTES = 256 * 2**20
 ROUNDS = 10
 
 
-HOW = ("copy", "store", "load")
-"""By a copy engine; by a kernel that stores into the peer's memory; by one that loads from it."""
 How = Literal["copy", "store", "load"]
+"""By a copy engine; by a kernel that stores into the peer's memory; by one that loads from it."""
+HOW: Final[tuple[How, ...]] = get_args(How)
 
 
 def measure_pairs(

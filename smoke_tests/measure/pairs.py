@@ -13,7 +13,7 @@ from smoke_tests.measure.links import HOW, How, measure_pairs, symmetric_buffers
 from smoke_tests.measure.plan import Effort
 from smoke_tests.measure.processes import ONE_SHOT_BYTES, MakeAllReduce, ProcessBench
 from smoke_tests.measure.rows import Place
-from smoke_tests.measure.timing import CudaTimer, slowest_median, take_turns
+from smoke_tests.measure.timing import Timer, slowest_median, take_turns, timer_for
 from smoke_tests.records import Measure
 
 CALLS = 20
@@ -23,7 +23,7 @@ Rates = dict[tuple[How, int, int], float]
 """10^9 bytes a second by way, source and destination."""
 
 
-def measure(bench: ProcessBench, device: torch.device, timer: CudaTimer) -> Rates:
+def measure(bench: ProcessBench, device: torch.device, timer: Timer) -> Rates:
     """Return the bandwidth of every ordered pair.
 
     Raises: StepError, RuntimeError naming what failed, on every rank.
@@ -68,7 +68,7 @@ def all_reduces(
         for name, make in bench.all_reduces.items():
             if "one-shot" in name and m * n * DTYPE.itemsize > ONE_SHOT_BYTES:
                 continue
-            timer = CudaTimer(device)
+            timer = timer_for(device)
             try:
                 us = together(bench, name, partial(_time, bench, make, m, n, timer))
             finally:
@@ -77,9 +77,7 @@ def all_reduces(
             yield place.measure("all-reduce latency", us, "us", op=name, m=m, n=n)
 
 
-def _time(
-    bench: ProcessBench, make: MakeAllReduce, m: int, n: int, timer: CudaTimer
-) -> list[float]:
+def _time(bench: ProcessBench, make: MakeAllReduce, m: int, n: int, timer: Timer) -> list[float]:
     made = make(m, n)
     made.place.zero_()  # sums of zeros stay finite, however often
 
