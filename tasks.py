@@ -327,25 +327,34 @@ def verify(
 
 @verb
 @helps(
-    tier="cpu (default), gpu or multi-gpu",
+    tier="import, compile, cpu, gpu, multi-gpu or multi-node, and those below (default: all "
+    "that can run here)",
     ranks="number of ranks: 1, 2, 4, 8 (default: the tier's own)",
-    controls="also plant faults in the kernels, and see that they are caught",
+    self_test="plant faults instead, and see that every one is caught",
     kernels="on GPUs: cubins (nothing may be compiled), jit, or auto (default: cubins if some fit)",
+    out="new folder for the report (default: a dated one in smoke-reports/)",
+    label="name of this host in the report (default: its own)",
+    limit="seconds for each step that waits for other ranks (default: each step's own)",
 )
 def smoke(
     c: Context,
-    tier: str = "cpu",
+    tier: str = "",
     ranks: int = 0,
-    controls: bool = False,
+    self_test: bool = False,
     kernels: str = "auto",
+    out: str = "",
+    label: str = "",
+    limit: float = 0.0,
     json: bool = False,
 ) -> None:
-    """Check the fused kernels on ranks of every kind: exact results, order, faults."""
+    """Check this environment and the fused kernels: imports, compilation, ranks of every kind."""
+    from tdstack.smoke.run import Options
     from tdstack.smoke.run import smoke as run
 
-    report = run(Workspace.here().root, tier, ranks, controls=controls, kernels=kernels)
+    options = Options(tier, ranks, kernels, self_test, out, label, limit)
+    found = run(Workspace.here().root, options)
     if json:
-        console.emit_json(report)
+        console.emit_json(found)
 
 
 @verb
@@ -380,7 +389,7 @@ def test(c: Context, k: str = "") -> None:
     """Run pytest; its exit status is the verb's."""
     import pytest
 
-    arguments = ["tests", "kernels/tests", "smoke_tests", "--controls"]
+    arguments = ["tests", "kernels/tests", "smoke_tests", "--self-test"]
     arguments += ["-k", k] if k else []
     raise Exit(code=1 if pytest.main(arguments) else 0)
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from gemm_allreduce import Workspace
 from gemm_allreduce.transports.shared import SharedMemoryTransport
 from smoke_tests.measure.bench import Way, measure
-from smoke_tests.measure.links import measure_pairs
+from smoke_tests.measure.links import HOW, measure_pairs
 from smoke_tests.measure.plan import Effort
 from smoke_tests.measure.processes import Nccl, ProcessBench
 from smoke_tests.measure.timing import HostTimer
@@ -53,16 +53,19 @@ def main() -> None:
     bench = Bench(group, device, workspace, {"gloo": Nccl(group, device, torch.float16)})
     bench.load(N, K, COPIES, EFFORT.tokens)
     cases = [measure(bench, HostTimer(), m, N, K, COPIES, EFFORT) for m in EFFORT.tokens]
-    buffers = [torch.zeros(64, dtype=torch.uint8) for _ in range(w)]
+    buffers = [torch.zeros(64, dtype=torch.int32) for _ in range(w)]
+    own, said = torch.ones(64, dtype=torch.int32), ""
+    rates = {
+        how: len(measure_pairs(rank, buffers, own, HostTimer(), bench.gather, how)) for how in HOW
+    }
     if rank == 0:
-        buffers[1] = torch.zeros(63, dtype=torch.uint8)  # a copy into it fails
-    said = ""
+        buffers[1] = torch.zeros(63, dtype=torch.int32)  # a copy into it fails
     try:
-        measure_pairs(rank, buffers, torch.ones(64, dtype=torch.uint8), HostTimer(), bench.gather)
+        measure_pairs(rank, buffers, own, HostTimer(), bench.gather)
     except RuntimeError as error:
         said = str(error)
     bench.close()
-    print(json.dumps({"cases": [asdict(case) for case in cases], "pairs": said}))
+    print(json.dumps({"cases": [asdict(case) for case in cases], "pairs": said, "rates": rates}))
     dist.destroy_process_group()
 
 

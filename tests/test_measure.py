@@ -85,7 +85,7 @@ def _cases() -> list[Any]:
         Case(16, 8192, 1024, {"fused": 10.0, "a": 20.0, "b": 15.0}),
         Case(16, 8192, 3696, {"fused": 30.0, "a": 30.0, "b": 45.0}),
         Case(64, 8192, 1024, {"fused": 10.0, "a": 20.0}),
-        Case(64, 8192, 3696, {"a": 20.0}, {}, {"fused": "PeerTimeoutError"}),
+        Case(64, 8192, 3696, {"a": 20.0}, {}, {"fused": "fused: PeerTimeoutError"}),
     ]
 
 
@@ -201,6 +201,7 @@ def test_ranks_check_time_and_leave_out_what_fails_on_one_of_them(tmp_path: Path
         assert set(case["problems"]) == {"wrong", "absent"}
         assert "rank 1: AssertionError: wrong: error is nan" in case["problems"]["wrong"]
         assert "rank 1: RuntimeError: not here" in case["problems"]["absent"]
+    assert found[0]["rates"] == {"copy": 2, "store": 2, "load": 2}
     assert "rank 0 -> rank 1: " in found[0]["pairs"]
     assert "rank 1 -> rank 0" not in found[0]["pairs"]
 
@@ -216,3 +217,156 @@ assert bool((out == parts.sum(0)).all())
 """
     environment = os.environ | {"PYTHONPATH": SOURCES, "TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+# ---------------------------------------------------------------------- a whole run
+
+
+class _Bench:
+    """Two ways to multiply on a CPU; with a way that is wrong, if asked."""
+
+    kind, rank, world_size = "virtual", 0, 8
+
+    def __init__(self, wrong_at: int = 0) -> None:
+        self._wrong_at = wrong_at
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def load(self, n: int, k: int, copies: int, tokens: Any) -> None:
+        import torch
+
+        self._weight = torch.ones(1, n, k, dtype=torch.bfloat16)
+
+    def ways(self, m: int) -> list[Any]:
+        import torch
+
+        from smoke_tests.measure.bench import Way
+
+        self._x = torch.ones(1, m, self._weight.shape[2], dtype=torch.bfloat16)
+        y = self._x[0] @ self._weight[0].T
+        return [Way("fused", lambda _: y + (m == self._wrong_at)), Way("serial", lambda _: y)]
+
+    def reference(self, rows: Any) -> Any:
+        import torch
+
+        from smoke_tests.reference import bound
+
+        return bound(self._x[:, list(rows)], self._weight, torch.bfloat16)
+
+    def align(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+@pytest.mark.parametrize("wrong_at", [0, 5])
+def test_a_run_writes_checks_measures_and_what_was_wrong(wrong_at: int) -> None:
+    import torch
+
+    from smoke_tests.measure.cli import time_shapes
+    from smoke_tests.measure.limits import Limits
+    from smoke_tests.measure.models import Shape
+    from smoke_tests.measure.plan import Effort
+    from smoke_tests.measure.rows import Place
+    from smoke_tests.records import Check, Measure
+
+    shapes = [Shape(16, 8, (("a model", "o_proj"),)), Shape(16, 24, (("a model", "down_proj"),))]
+    rows: list[Any] = []
+    bench: Any = _Bench(wrong_at)
+    cases, failures = time_shapes(
+        bench,
+        Place("virtual", 8),
+        shapes,
+        Effort((1, 5, 10**9), 0.001, 2, 2, 2),  # the last does not fit
+        Limits(3000.0, 700.0),
+        torch.device("cpu"),
+        rows.append,
+    )
+    assert [(case.k, case.m) for case in cases] == [(8, 1), (8, 5), (24, 1), (24, 5)]
+    checks = [row for row in rows if isinstance(row, Check)]
+    ratios = [r for r in rows if isinstance(r, Measure) and r.name == "fused/serial"]
+    assert {r.labels["baseline"] for r in ratios} == {"serial", "best"}
+    if wrong_at:
+        assert failures == 2
+        assert [check.outcome for check in checks] == ["failed", "failed"]
+        assert checks[0].detail.startswith("M 5: fused: rank 0: AssertionError: fused: error is")
+        assert {r.labels["m"] for r in ratios} == {1}
+    else:
+        assert failures == 0
+        assert [check.detail for check in checks] == ["2 values of M right, and timed"] * 2
+        assert {r.labels["m"] for r in ratios} == {1, 5}
+
+
+# ---------------------------------------------------------------------- bands
+
+
+def _result(**changes: Any) -> Any:
+    from smoke_tests.records import Measure, Result, Run, Verdict
+
+    machine = {"devices": ["NVIDIA H100 80GB HBM3"] * 2}
+    run = Run("node", "host", machine, started="2026-01-02T03:04:05+00:00", **changes)
+    pairs = [
+        Measure("multi-gpu", "p2p bandwidth", rate, "GB/s", {"how": how, "src": a, "dst": b})
+        for a, b, how, rate in ((0, 1, "copy", 300.0), (1, 0, "copy", 280.0), (0, 1, "load", 200.0))
+    ]
+    shape: dict[str, str | int] = {
+        "ranks": "virtual",
+        "w": 8,
+        "m": 16,
+        "n": 8192,
+        "k": 1024,
+        "layer": "o_proj",
+    }
+    ratios = [
+        Measure("gpu", "fused/serial", value, "ratio", {**shape, "baseline": name})
+        for name, value in (("best", 1.2), ("cublas+nccl", 1.4))
+    ]
+    return Result(run, measures=(*pairs, *ratios), verdict=Verdict(0, {}, {}))
+
+
+def test_bands_of_a_run_hold_that_run_and_fail_a_slower_one(tmp_path: Path) -> None:
+    import dataclasses
+
+    from smoke_tests.bands import judge, read_bands
+    from smoke_tests.measure.make_bands import bands_of, entry_of
+
+    result = _result()
+    file = tmp_path / "bands.toml"
+    file.write_text("\n".join(entry_of(rule) for rule in bands_of(result, "h100.jsonl")))
+    rules = read_bands(file)
+    assert len(rules) == 3
+    assert {rule.source for rule in rules} == {"h100.jsonl, 2026-01-02, 15% below"}
+    device = "NVIDIA H100 80GB HBM3"
+    judged = [judge(measure, device, rules).outcome for measure in result.measures]
+    assert judged == ["passed"] * 4 + ["unjudged"]
+    slower = [dataclasses.replace(m, value=m.value * 0.8) for m in result.measures]
+    assert [judge(m, device, rules).outcome for m in slower] == [
+        "passed",  # above the slowest pair's
+        "failed",
+        "failed",
+        "failed",
+        "unjudged",
+    ]
+    assert judge(slower[1], "NVIDIA H20", rules).outcome == "unjudged"
+
+
+def test_bands_come_from_whole_real_runs_only() -> None:
+    import dataclasses
+
+    from smoke_tests.measure.make_bands import bands_of
+    from smoke_tests.records import Verdict
+
+    for bad in (
+        _result(synthetic=True),
+        dataclasses.replace(_result(), verdict=None),
+        dataclasses.replace(_result(), verdict=Verdict(1, {}, {})),
+    ):
+        with pytest.raises(ValueError, match="whole run that passed"):
+            bands_of(bad, "x")
+
+
+def test_the_shipped_bands_can_be_read_and_name_data_that_is_there() -> None:
+    from smoke_tests.bands import read_bands
+
+    for rule in read_bands():
+        assert (ROOT / "docs" / "data" / rule.source.partition(",")[0]).is_file(), rule

@@ -19,14 +19,15 @@ from pathlib import Path
 
 import torch
 
+from smoke_tests.bands import explain, judge, read_bands
 from smoke_tests.measure.bench import Bench, Case, StepError, measure, together
 from smoke_tests.measure.estimate import estimates
-from smoke_tests.measure.inputs import DTYPE, l2_bytes
+from smoke_tests.measure.inputs import DTYPE, free_bytes, l2_bytes
 from smoke_tests.measure.limits import Limits, least_us, measure_device
 from smoke_tests.measure.models import Model, Shape, models, shapes_of
 from smoke_tests.measure.plan import FULL, QUICK, Effort, copies_of, memory_bytes
 from smoke_tests.measure.rows import TIER_OF, Place, line_of, of_case, of_estimate, of_limits
-from smoke_tests.measure.timing import CudaTimer
+from smoke_tests.measure.timing import timer_for
 from smoke_tests.records import Check, Measure, Record, Run, Verdict, Writer
 from smoke_tests.report import machine
 
@@ -104,8 +105,7 @@ def time_shapes(
     for shape in shapes:
         n, k = shape.n, shape.k
         copies = copies_of(local * n * k * DTYPE.itemsize, l2_bytes(device))
-        torch.cuda.empty_cache()
-        free = min(bench.gather(torch.cuda.mem_get_info(device)[0]))
+        free = min(bench.gather(free_bytes(device)))
         fitting = [m for m in effort.tokens if memory_bytes(m, n, k, local, copies) < 0.7 * free]
         if len(fitting) < len(effort.tokens):
             _say(bench, f"N {n} K {k}: memory allows M up to {max(fitting, default=0)} only")
@@ -115,11 +115,11 @@ def time_shapes(
         try:
             together(bench, "weights", partial(bench.load, n, k, copies, fitting))
             for m in fitting:
-                timer = CudaTimer(device)
+                timer = timer_for(device)
                 case = measure(bench, timer, m, n, k, copies, effort)
                 timer.forget()
                 cases.append(case)
-                problems += [f"M {m}: {way}: {what}" for way, what in case.problems.items()]
+                problems += [f"M {m}: {what}" for what in case.problems.values()]
                 least = least_us(m, n, k, bench.world_size, bench.kind, limits)
                 _say(bench, line_of(case, least))
                 for row in of_case(place, shape, case, limits):
@@ -152,7 +152,7 @@ def run_virtual(given: argparse.Namespace, write: Write) -> int:
     device = torch.device("cuda", torch.cuda.current_device())
     effort, split = effort_of(given), given.split or VIRTUAL_SPLIT
     shapes = shapes_of(models_of(given), split)
-    limits = measure_device(device, CudaTimer(device))
+    limits = measure_device(device, timer_for(device))
     failures = 0
     for w in given.w:
         place = Place("virtual", w)
@@ -198,13 +198,13 @@ def run_processes(given: argparse.Namespace, write: Write) -> int:
     for name, why in missing.items():
         _say(bench, f"no baseline {name}: {why}")
     failures = 0
-    timer = CudaTimer(device)
+    timer = timer_for(device)
     own = together(bench, "copies and products", lambda: measure_device(device, timer))
     of_ranks = bench.gather(own)
     limits = Limits(min(x.copy_gbs for x in of_ranks), min(x.matmul_tflops for x in of_ranks))
     try:
         rates = pairs.measure(bench, device, timer)
-        limits = replace(limits, link_gbs=min(rates.values()))
+        limits = replace(limits, link_gbs=pairs.slowest_link(rates))
         for row in pairs.rows(place, rates):
             write(row)
     except (StepError, RuntimeError) as error:
@@ -226,7 +226,11 @@ def run_processes(given: argparse.Namespace, write: Write) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; 0 when every result was right, 1 when not, 2 for wrong options, 3 without a GPU."""
+    """Run; return the exit code.
+
+    0: every result was right, and every measure in its band. 1: not so. 2: wrong options. 3: no
+    GPU.
+    """
     given = parse(arguments)
     if not torch.cuda.is_available():
         print(f"a GPU is needed; torch {torch.__version__} sees none", file=sys.stderr)
@@ -238,26 +242,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     counts = {"passed": 0, "failed": 0}
     tier = TIER_OF[given.ranks]
+    rules, device = read_bands(), torch.cuda.get_device_name()
+    outside: list[str] = []
     with Writer(given.out) if first else nullcontext() as writer:
 
         def write(record: Record) -> None:
             if isinstance(record, Check):
                 counts["passed" if record.outcome == "passed" else "failed"] += 1
             if isinstance(record, Measure):
-                record = judged(record)
+                record = judge(record, device, rules)
+                if record.outcome == "failed":
+                    outside.append(explain(record))
             if writer is not None:
                 writer.write(record)
 
         write(Run(given.label, given.place, machine() | {"multicast": multicast(os.environ)}))
         failures = (run_virtual if given.ranks == "virtual" else run_processes)(given, write)
-        code = 1 if failures else 0
+        if outside:
+            counts["out of band"] = len(outside)
+            print("\n".join(outside), file=sys.stderr)
+        code = 1 if failures or outside else 0
         write(Verdict(code, {tier: "failed" if code else "passed"}, counts))
     return code
-
-
-def judged(measure: Measure) -> Measure:
-    """Return the measure with the band that it must lie in, if there is one."""
-    return measure
 
 
 def multicast(environment: Mapping[str, str]) -> str:

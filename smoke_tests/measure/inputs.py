@@ -22,6 +22,14 @@ def l2_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return the device memory that can still be had; on CPUs, which time nothing, 1 GiB."""
+    if device.type != "cuda":
+        return 2**30
+    torch.cuda.empty_cache()  # what torch keeps of a case before counts as free
+    return torch.cuda.mem_get_info(device)[0]
+
+
 class Flusher:
     """Called, it writes twice the L2 cache's size."""
 

@@ -1,10 +1,10 @@
-"""Bandwidth of every ordered pair of GPUs, by copies into a peer's symmetric memory."""
+"""Bandwidth of every ordered pair of GPUs: copies, and a kernel's stores and loads."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import torch
 
@@ -14,17 +14,23 @@ BYTES = 256 * 2**20
 ROUNDS = 10
 
 
+How = Literal["copy", "store", "load"]
+"""By a copy engine; by a kernel that stores into the peer's memory; by one that loads from it."""
+HOW: Final[tuple[How, ...]] = get_args(How)
+
+
 def measure_pairs(
     rank: int,
     peers: Sequence[torch.Tensor],
     own: torch.Tensor,
     timer: Timer,
     gather: Callable[[Any], list[Any]],
+    how: How = "copy",
 ) -> dict[tuple[int, int], float]:
     """Return 10^9 bytes a second for every (source, destination), the same on all ranks.
 
-    One pair at a time: nothing else is on the links. ``peers`` are every rank's buffers as this
-    process sees them, ``own`` is what it sends, of the same size.
+    One pair at a time: nothing else is on the links. ``peers`` are every rank's buffers, int32, as
+    this process sees them; ``own`` is its own, of the same size, to send from or load into.
 
     Raises: RuntimeError, on every rank, naming the pairs that cannot copy.
     """
@@ -35,12 +41,13 @@ def measure_pairs(
             if source == target:
                 continue
             rate, problem = 0.0, ""
-            if rank == source:
+            mover, peer = (target, source) if how == "load" else (source, target)
+            if rank == mover:
                 try:
-                    rate = _rate(peers[target], own, timer)
+                    rate = _rate(peers[peer], own, timer, how)
                 except Exception as error:  # the others must not wait in vain
                     problem = f"rank {source} -> rank {target}: {type(error).__name__}: {error}"
-            rate, problem = gather((rate, problem))[source]  # also the barrier between two pairs
+            rate, problem = gather((rate, problem))[mover]  # also the barrier between two pairs
             if problem:
                 bad.append(problem)
             else:
@@ -50,12 +57,17 @@ def measure_pairs(
     return found
 
 
-def _rate(target: torch.Tensor, own: torch.Tensor, timer: Timer) -> float:
-    def copy() -> None:
-        target.copy_(own)
+def _rate(theirs: torch.Tensor, own: torch.Tensor, timer: Timer, how: How) -> float:
+    def body() -> None:
+        if how == "copy":
+            theirs.copy_(own)
+        elif how == "store":  # sums with zero: a copy would be a copy engine's
+            torch.add(own, 0, out=theirs)
+        else:
+            torch.add(theirs, 0, out=own)
 
-    take_turns(timer, {"copy": copy}, 2, _nothing)
-    us = take_turns(timer, {"copy": copy}, ROUNDS, _nothing)["copy"]
+    take_turns(timer, {how: body}, 2, _nothing)
+    us = take_turns(timer, {how: body}, ROUNDS, _nothing)[how]
     return own.numel() * own.element_size() / statistics.median(us) / 1e3
 
 
@@ -64,12 +76,13 @@ def _nothing() -> None:
 
 
 def symmetric_buffers(group: Any, device: torch.device, nbytes: int = BYTES) -> list[torch.Tensor]:
-    """Return every rank's buffer [nbytes] as this process sees it. Collective."""
+    """Return every rank's buffer, int32 of nbytes, as this process sees it. Collective."""
     import torch.distributed._symmetric_memory as symmetric_memory
 
-    own = symmetric_memory.empty(nbytes, dtype=torch.uint8, device=device)
+    count = nbytes // 4
+    own = symmetric_memory.empty(count, dtype=torch.int32, device=device)
     handle = symmetric_memory.rendezvous(own, group)
     return [
-        own if rank == handle.rank else handle.get_buffer(rank, (nbytes,), torch.uint8)
+        own if rank == handle.rank else handle.get_buffer(rank, (count,), torch.int32)
         for rank in range(handle.world_size)
     ]

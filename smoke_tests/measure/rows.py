@@ -76,5 +76,5 @@ def line_of(case: Case, least: float) -> str:
     verdict = "" if ratio is None else f"  x{ratio:.2f}"
     text = f"M {case.m:5} N {case.n} K {case.k}  us: {times}{verdict}  limit {least:.1f}"
     text += f"  single: {single}" if single else ""
-    problems = "".join(f"\n  {way}: {what}" for way, what in case.problems.items())
+    problems = "".join(f"\n  {what}" for what in case.problems.values())
     return text + problems

@@ -29,6 +29,9 @@ class Timer(Protocol):
     def synchronize(self) -> None:
         """Wait until all that was queued has ended."""
 
+    def forget(self) -> None:
+        """Free what was recorded."""
+
 
 class HostTimer:
     """For CPUs: everything ends before the call returns."""
@@ -47,6 +50,9 @@ class HostTimer:
 
     def synchronize(self) -> None:
         """Nothing is queued."""
+
+    def forget(self) -> None:
+        """Nothing was recorded."""
 
 
 def _event() -> torch.cuda.Event:
@@ -94,6 +100,11 @@ class CudaTimer:
         """Free the graphs: NCCL cannot end while there are some of its calls."""
         self.synchronize()
         self.graphs.clear()
+
+
+def timer_for(device: torch.device) -> Timer:
+    """Return the timer of a device."""
+    return CudaTimer(device) if device.type == "cuda" else HostTimer()
 
 
 def take_turns(

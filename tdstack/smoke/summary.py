@@ -12,13 +12,15 @@ TierState: TypeAlias = Literal["passed", "failed", "skipped", "unfinished"]
 MARKS: Final = {
     "passed": "✓",
     "failed": "✗",
-    "hung": "⧗",
+    "hung": "!",
     "died": "†",
     "left": "…",
-    "cut off": "✂",
+    "cut off": "!",
     "skipped": "–",
-    "unfinished": "✂",
+    "unfinished": "!",
     "unjudged": "·",
+    "unreadable": "?",
+    "lacks a tier": "–",
 }
 """A sign beside each word, for those who do not see its colour."""
 

@@ -16,7 +16,7 @@ Pair: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class Line:
-    """Measures of one world size, by growing M."""
+    """Measures of one world size or one way of computing, by growing M."""
 
     label: str
     points: tuple[Measure, ...]
@@ -24,7 +24,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Lines:
-    """One plot over M: a layer, with a line per world size."""
+    """One plot over M: a layer, with a line per world size or way."""
 
     name: str
     unit: str
@@ -51,17 +51,22 @@ def key_of(measure: Measure, without: Iterable[str] = ()) -> Key:
 
 
 def show_labels(labels: Iterable[tuple[str, Label]]) -> str:
-    """Return labels in one line."""
-    return ", ".join(f"{key} {value}" for key, value in labels)
+    """Return labels in one line; it breaks between them only."""
+    return ", ".join(f"{key}\u00a0{value}" for key, value in labels)
 
 
 def lines_over_m(measures: Iterable[Measure]) -> list[Lines]:
-    """Return the plots over M, speed-ups (the unit ``ratio``) first."""
+    """Return the plots over M, speed-ups (the unit ``ratio``) first.
+
+    Measures with a label ``way`` have a plot per world size, with a line per way; others a plot per
+    layer, with a line per world size, whatever K a rank has of it.
+    """
     groups: dict[Key, dict[str, list[Measure]]] = {}
     for measure in measures:
         if _has_number(measure, "m"):
-            lines = groups.setdefault(key_of(measure, ("m", "w")), {})
-            lines.setdefault(_world(measure), []).append(measure)
+            varying = _varying(measure)
+            lines = groups.setdefault(key_of(measure, ("m", *varying)), {})
+            lines.setdefault(_label(measure, varying), []).append(measure)
     plots = [
         Lines(name, unit, show_labels(labels), tuple(_line(k, lines[k]) for k in lines))
         for (name, unit, labels), lines in groups.items()
@@ -93,8 +98,17 @@ def _has_number(measure: Measure, label: str) -> bool:
     return type(measure.labels.get(label)) is int
 
 
-def _world(measure: Measure) -> str:
-    return f"W {measure.labels['w']}" if "w" in measure.labels else measure.name
+def _varying(measure: Measure) -> list[str]:
+    if "way" in measure.labels:
+        return ["way"]
+    names = ["w", "k"] if "layer" in measure.labels else ["w"]
+    return [name for name in names if name in measure.labels]
+
+
+def _label(measure: Measure, varying: list[str]) -> str:
+    if varying == ["way"]:
+        return str(measure.labels["way"])
+    return show_labels((name.upper(), measure.labels[name]) for name in varying) or measure.name
 
 
 def _line(label: str, points: list[Measure]) -> Line:
@@ -107,5 +121,5 @@ def _matrix(key: Key, cells: dict[Pair, Measure]) -> Matrix:
     # A rank's copy to itself does not cross a link, and would hide what is odd about those.
     crossing = {pair: cell.value for pair, cell in cells.items() if pair[0] != pair[1]}
     odd = find_odd(crossing)
-    slow = tuple(sorted(row.key for row in odd if is_worse(row.value - row.median, unit)))
+    slow = tuple(sorted(row.key for row in odd if is_worse(row.value - row.median, unit, name)))
     return Matrix(name, unit, show_labels(labels), ranks, cells, slow)
