@@ -127,7 +127,8 @@ def test_junit_of_a_run_that_failed_otherwise_has_an_error(result: Result) -> No
     assert ET.fromstring(junit(result)).attrib["errors"] == "1"
 
 
-def _evil() -> Result:
+def evil_result() -> Result:
+    """Return a run whose every text is markup, controls and quotes."""
     check = Check("cpu", EVIL, "failed", 1.0, EVIL, (RankState(0, "died", EVIL, EVIL),))
     return Result(
         Run(EVIL, EVIL, {EVIL: EVIL, "devices": [EVIL]}),
@@ -144,9 +145,9 @@ def _evil() -> Result:
 
 
 def test_what_a_check_said_cannot_break_a_report() -> None:
-    assert "\x1b" not in junit(_evil())
-    assert _suites(_evil())["cpu"].attrib["failures"] == "2"
-    for page in (run_page(_evil()), merged_page(put_together([(Path(EVIL), _evil())]))):
+    assert "\x1b" not in junit(evil_result())
+    assert _suites(evil_result())["cpu"].attrib["failures"] == "2"
+    for page in (run_page(evil_result()), merged_page(put_together([(Path(EVIL), evil_result())]))):
         assert "<script" not in page
         assert "&lt;script&gt;" in page
 
