@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -480,3 +482,55 @@ def test_a_comparison_is_data_and_tables() -> None:
     runs = [dataclasses.replace(GOOD, measures=(measure,)) for measure in zero]
     assert compare(*runs).as_dict()["measures"][0]["ratio"] is None
     assert compare(*reversed(runs)).worse
+
+
+# The verb
+
+
+def _invoke(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "invoke", "smoke", *words]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+def test_the_verb_merges(root: Path, tmp_path: Path) -> None:
+    done = _invoke(root, "--merge", str(DATA / "cluster"), "--out", str(tmp_path / "out"), "--json")
+    assert done.returncode == 1
+    error = json.loads(done.stdout)
+    assert error["details"]["outliers"][0]["node"] == "synthetic-02"
+    assert error["where"].startswith("synthetic-04, synthetic-02")
+    assert "p2p bandwidth src=3 dst=5" in done.stderr
+    assert "Outliers" in (tmp_path / "out" / "index.html").read_text()
+    good = [f"--merge={DATA / 'cluster' / f'synthetic-{n}.jsonl'}" for n in ("00", "01", "08")]
+    done = _invoke(root, *good, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ok"] is True
+
+
+def test_the_verb_compares(root: Path, tmp_path: Path) -> None:
+    files = [DATA / "cluster" / f"synthetic-{n}.jsonl" for n in ("00", "03")]
+    (tmp_path / "run.jsonl").write_bytes(files[0].read_bytes())
+    done = _invoke(root, "--compare", str(tmp_path), "--compare", str(files[1]), "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["details"]["worse"] is True
+    assert "B is worse than A" in done.stderr
+    done = _invoke(root, "--compare", str(files[1]), "--compare", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "B is not worse than A" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--compare", "a"), 2),
+        (("--compare", "a", "--compare", "b"), 3),
+        (("--merge", "nothing-here"), 2),
+        (("--merge", "tests", "--compare", "tests"), 2),
+    ],
+)
+def test_what_cannot_be_looked_at_is_an_error(
+    root: Path, words: tuple[str, ...], code: int
+) -> None:
+    done = _invoke(root, *words)
+    assert done.returncode == code, done.stderr
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
