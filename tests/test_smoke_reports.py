@@ -534,3 +534,13 @@ def test_what_cannot_be_looked_at_is_an_error(
     assert done.returncode == code, done.stderr
     assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "file", sorted(DATA.parents[2].glob("docs/data/smoke-*.jsonl")), ids=lambda f: f.stem
+)
+def test_recorded_runs_can_be_read_and_shown(file: Path) -> None:
+    result = read_run(file)
+    assert not result.run.synthetic
+    assert summarize(result).state == "passed"
+    assert result.checks[-1].name in run_page(result)
