@@ -19,7 +19,14 @@ from typing import Any, Final
 
 from smoke_tests.records import TIERS, Check, Measure, RecordError, Result, read
 from tdstack.console import say, warn
-from tdstack.errors import CheckFailed, ExitCode, HostError, TdstackError, TimeLimitError, UsageError
+from tdstack.errors import (
+    CheckFailed,
+    ExitCode,
+    HostError,
+    TdstackError,
+    TimeLimitError,
+    UsageError,
+)
 
 RANKS: Final = (0, 1, 2, 4, 8)
 KERNELS: Final = ("auto", "cubins", "jit")
