@@ -325,7 +325,7 @@ def smoke(
     json: bool = False,
 ) -> None:
     """Check the fused kernels on ranks of every kind: exact results, order, faults."""
-    from tdstack.smoke import smoke as run
+    from tdstack.smoke.run import smoke as run
 
     report = run(Workspace.here().root, tier, ranks, controls=controls, kernels=kernels)
     if json:

@@ -13,7 +13,7 @@ import pytest
 from smoke_tests.drawn import Sequence, fixed
 from tdstack.bench import explain, launch
 from tdstack.errors import CheckFailed, HostError, TdstackError, TimeLimitError, UsageError
-from tdstack.smoke import smoke
+from tdstack.smoke.run import smoke
 
 needs_torch = pytest.mark.skipif(
     not all(importlib.util.find_spec(n) for n in ("torch", "triton", "numpy")),

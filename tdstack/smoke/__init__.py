@@ -1,0 +1,1 @@
+"""`invoke smoke`: runs the checks, and shows what they found."""
