@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from smoke_tests.place import Place
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _PREFIX: Final = "smoke/"
 
@@ -55,7 +55,7 @@ class Board:
 
     def __init__(self, place: Place, limit_s: float) -> None:
         """Connect. Raises: BoardLostError when the store does not answer in time."""
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         self.store: TCPStore
         try:

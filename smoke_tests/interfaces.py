@@ -1,4 +1,4 @@
-"""The interface and address family by which a host reaches another: asked of the kernel's routes."""
+"""The interface and address family by which a host reaches another, by its kernel's routes."""
 
 from __future__ import annotations
 

@@ -20,6 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from smoke_tests.kinds import Kind
 
 if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup
+
+    from gemm_allreduce.transports import Transport
     from smoke_tests.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,7 +212,6 @@ def connect_ranks(
     import torch
     import torch.distributed as dist
 
-    from gemm_allreduce.transports import Transport
     from smoke_tests.ranks import Ranks
 
     torch.set_grad_enabled(False)
@@ -225,21 +228,28 @@ def connect_ranks(
         group = dist.group.WORLD
 
     def connect() -> Transport:
-        if kind == "virtual":
-            from gemm_allreduce.transports.virtual import VirtualTransport
-
-            return VirtualTransport(world_size, device)
-        assert group is not None
-        if kind == "cpu":
-            from gemm_allreduce.transports.shared import SharedMemoryTransport
-
-            return SharedMemoryTransport(group)
-        if kind == "nvshmem":
-            from gemm_allreduce.transports.nvshmem import NvshmemTransport
-
-            return NvshmemTransport(group, device)
-        from gemm_allreduce.transports.symmetric import SymmetricMemoryTransport
-
-        return SymmetricMemoryTransport(group, device)
+        return transport_of(kind, world_size, group, device)
 
     return Ranks(kind, world_size, rank, group, device, connect, time_limit_s)
+
+
+def transport_of(
+    kind: Kind, world_size: int, group: ProcessGroup | None, device: torch.device
+) -> Transport:
+    """Return the transport of a kind of ranks; collective over the group."""
+    if kind == "virtual":
+        from gemm_allreduce.transports.virtual import VirtualTransport
+
+        return VirtualTransport(world_size, device)
+    assert group is not None
+    if kind == "cpu":
+        from gemm_allreduce.transports.shared import SharedMemoryTransport
+
+        return SharedMemoryTransport(group)
+    if kind == "nvshmem":
+        from gemm_allreduce.transports.nvshmem import NvshmemTransport
+
+        return NvshmemTransport(group, device)
+    from gemm_allreduce.transports.symmetric import SymmetricMemoryTransport
+
+    return SymmetricMemoryTransport(group, device)

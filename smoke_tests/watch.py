@@ -6,6 +6,7 @@ another rank has found, ends the rank: nobody is left to wait for a rank that wi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -21,6 +22,8 @@ from typing import Final
 from smoke_tests.board import Board, BoardLostError, Failure
 from smoke_tests.place import Place
 
+BEATS: Final = "SMOKE_BEATS"
+"""The variable that names a folder of this host in which each rank leaves its process's number."""
 BEAT_S: Final = 0.5
 SILENT_S: Final = 10.0
 """A rank that has not been heard for so long counts as lost."""
@@ -44,7 +47,7 @@ class Progress:
         self.deadline = float("inf")
 
     def where(self) -> str:
-        """Return what the main thread is at: the innermost function of smoke_tests, and its line."""
+        """Return where the main thread is: the innermost function of smoke_tests, and its line."""
         frame = sys._current_frames().get(self._main or 0)
         folder = str(Path(__file__).parent)
         while frame and not frame.f_code.co_filename.startswith(folder):
@@ -101,23 +104,24 @@ class Watch(threading.Thread):
         self._place, self._board, self._progress = place, board, progress
         self._siblings, self._end, self._silent_s = siblings, end, silent_s
         self._agent = os.getppid()
-        self._stop = threading.Event()
+        self._over = threading.Event()
         # Rank 0 listens to all, all listen to rank 0: the number of questions grows with the ranks.
         everyone = range(place.world_size)
         self._listens = [r for r in (everyone if place.rank == 0 else [0]) if r != place.rank]
-        self._heard: dict[int, tuple[int, float, str]] = {}
+        self._heard: dict[int, tuple[int, float]] = {}
         self._signals = _signals()
 
     def stop(self) -> None:
         """End the watch itself: the rank has come to its end."""
-        self._stop.set()
+        self._over.set()
         self.join()
 
     def run(self) -> None:
         """Look twice a second."""
         beat = 0
-        while not self._stop.is_set():
+        while not self._over.is_set():
             beat += 1
+            self._touch()
             try:
                 failure = self._look(beat)
             except BoardLostError as error:
@@ -127,12 +131,19 @@ class Watch(threading.Thread):
                 return
             select.select([self._signals], [], [], BEAT_S)
 
+    def _touch(self) -> None:
+        """Show `smoke_tests.launch` that this process runs: it ends one that has been stopped."""
+        if folder := os.environ.get(BEATS):
+            with contextlib.suppress(OSError):
+                own = Sibling.of(os.getpid())
+                Path(folder, str(self._place.rank)).write_text(f"{own.pid} {own.started}")
+
     def _look(self, beat: int) -> Failure | None:
         step, place = self._progress.step, self._place
         if os.getppid() != self._agent:
             text = f"torchrun of node {place.node} is gone"
             return self._first(Failure("died", step, dict.fromkeys(place.node_ranks, text)))
-        self._board.post(f"beat/{place.rank}", [beat, self._progress.where()])
+        self._board.post(f"beat/{place.rank}", [beat, self._progress.where(), step])
         if known := self._board.read("failure"):
             return Failure.of(known)
         if gone := {r: "its process is gone" for r, s in self._siblings.items() if s.gone}:
@@ -140,8 +151,6 @@ class Watch(threading.Thread):
         if signalled := self._signalled():
             return self._first(Failure("died", step, {place.rank: f"was told to end: {signalled}"}))
         if time.monotonic() > self._progress.deadline:
-            late = [self._progress.collectives, self._progress.where()]
-            self._board.post(f"late/{step}/{place.rank}", late)
             return self._first(Failure("hung", step))
         return self._silent(step)
 
@@ -149,10 +158,10 @@ class Watch(threading.Thread):
         now = time.monotonic()
         beats = self._board.read_all(f"beat/{rank}" for rank in self._listens)
         silent = {}
-        for rank, (beat, where) in zip(self._listens, beats, strict=True):
+        for rank, (beat, _, _) in zip(self._listens, beats, strict=True):
             before = self._heard.get(rank)
             if before is None or before[0] != beat:
-                self._heard[rank] = (beat, now, where)
+                self._heard[rank] = (beat, now)
             elif now - before[1] > self._silent_s:
                 silent[rank] = f"has not been heard for {self._silent_s:g} s"
         return self._first(Failure("hung", step, silent)) if silent else None
@@ -166,7 +175,9 @@ class Watch(threading.Thread):
         if os.getppid() != self._agent:
             text, node = f"torchrun of node {place.node} is gone", place.node
         else:
-            text = f"torchrun of node 0 keeps the store and does not answer: {error}".splitlines()[0]
+            text = f"torchrun of node 0 keeps the store and does not answer: {error}".splitlines()[
+                0
+            ]
             node = 0
         first = node * place.local_size
         ranks = dict.fromkeys(range(first, first + place.local_size), text)
