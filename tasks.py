@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ def verb(function: Callable[..., None]) -> Any:
     def wrapped(c: Context, *args: Any, **kwargs: Any) -> None:
         if "dry" in kwargs:
             kwargs["dry"] = kwargs["dry"] or bool(c.config.run.dry)
+        tidy_up_when_ended()
         try:
             function(c, *args, **kwargs)
         except TdstackError as error:
@@ -68,6 +70,20 @@ def verb(function: Callable[..., None]) -> Any:
     helps = {name: HELP[name] for name in names if name in HELP}
     iterable = [name for name in names if name == "arch"]
     return task(help={**helps, **getattr(function, "helps", {})}, iterable=iterable)(wrapped)
+
+
+def tidy_up_when_ended() -> None:
+    """Make an end from outside (a scheduler's, a closed terminal) what a Ctrl-C is.
+
+    Without this it would leave containers that go on, and what they write to.
+    """
+
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one, and means it
+            signal.signal(number, interrupt)
 
 
 def end_with(error: TdstackError, cause: BaseException, options: dict[str, Any]) -> NoReturn:
@@ -311,25 +327,34 @@ def verify(
 
 @verb
 @helps(
-    tier="cpu (default), gpu or multi-gpu",
+    tier="import, compile, cpu, gpu, multi-gpu or multi-node, and those below (default: all "
+    "that can run here)",
     ranks="number of ranks: 1, 2, 4, 8 (default: the tier's own)",
-    controls="also plant faults in the kernels, and see that they are caught",
+    self_test="plant faults instead, and see that every one is caught",
     kernels="on GPUs: cubins (nothing may be compiled), jit, or auto (default: cubins if some fit)",
+    out="new folder for the report (default: a dated one in smoke-reports/)",
+    label="name of this host in the report (default: its own)",
+    limit="seconds for each step that waits for other ranks (default: each step's own)",
 )
 def smoke(
     c: Context,
-    tier: str = "cpu",
+    tier: str = "",
     ranks: int = 0,
-    controls: bool = False,
+    self_test: bool = False,
     kernels: str = "auto",
+    out: str = "",
+    label: str = "",
+    limit: float = 0.0,
     json: bool = False,
 ) -> None:
-    """Check the fused kernels on ranks of every kind: exact results, order, faults."""
+    """Check this environment and the fused kernels: imports, compilation, ranks of every kind."""
+    from tdstack.smoke.run import Options
     from tdstack.smoke.run import smoke as run
 
-    report = run(Workspace.here().root, tier, ranks, controls=controls, kernels=kernels)
+    options = Options(tier, ranks, kernels, self_test, out, label, limit)
+    found = run(Workspace.here().root, options)
     if json:
-        console.emit_json(report)
+        console.emit_json(found)
 
 
 @verb
@@ -364,7 +389,7 @@ def test(c: Context, k: str = "") -> None:
     """Run pytest; its exit status is the verb's."""
     import pytest
 
-    arguments = ["tests", "kernels/tests", "smoke_tests", "--controls"]
+    arguments = ["tests", "kernels/tests", "smoke_tests", "--self-test"]
     arguments += ["-k", k] if k else []
     raise Exit(code=1 if pytest.main(arguments) else 0)
 

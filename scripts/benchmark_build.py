@@ -4,7 +4,8 @@ Both build the full stock image of one CUDA line with buildah, each into an empt
 this machine, one after the other. The naive one installs the same pins over the network with
 one `pip install` on tdstack's base layer, which it gets for nothing; tdstack's time includes
 making its base layer, down to the root file system, but not the compilation of kernels, which the
-naive image lacks. The fetch into an empty cache is timed on its own. Sizes are sums of unpacked layer tars.
+naive image lacks. The fetch into an empty cache is timed on its own. Sizes are sums of unpacked
+layer tars.
 
     .venv/bin/python scripts/benchmark_build.py --cuda 12.4 --runs 3 --out docs/data/build.json
 

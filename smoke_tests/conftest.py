@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ from pathlib import Path
 import pytest
 from _pytest.mark import ParameterSet
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 for folder in (ROOT, ROOT / "kernels" / "src"):
     if folder.is_dir() and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -19,68 +22,128 @@ for folder in (ROOT, ROOT / "kernels" / "src"):
 from smoke_tests.checks.registry import load
 from smoke_tests.controls import CONTROLS, SEQUENCE_FAULTS
 from smoke_tests.drawn import Sequence
-from smoke_tests.kinds import Kind
+from smoke_tests.leash import die_with_parent
 from smoke_tests.pool import Pool
-from smoke_tests.report import Report
-from smoke_tests.tiers import TIERS, settings
+from smoke_tests.recording import Found, Recording
+from smoke_tests.records import TIERS, Run, Skip, Tier
+from smoke_tests.report import machine
+from smoke_tests.tiers import Host, Selection, Setting, select, settings, this_host
 
 KERNELS = {"auto": {}, "cubins": {"GEMM_AR_NO_JIT": "1"}, "jit": {"GEMM_AR_CUBINS": "none"}}
-HUNG = 6
-_hung: list[str] = []
-_REPORT = pytest.StashKey[Report]()
+_HOST = pytest.StashKey[Host]()
+_SELECTION = pytest.StashKey[Selection]()
+_RECORDING = pytest.StashKey[Recording]()
+_FOUND = pytest.StashKey[Found]()
+_HUNG = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what decides which ranks run."""
-    parser.addoption("--tier", choices=TIERS, default="cpu", help="which ranks to run on")
-    parser.addoption("--controls", action="store_true", help="also plant faults, and catch them")
-    parser.addoption("--report", type=Path, help="write the verdict to this file, as JSON")
+    tier = "this tier and those below it; default: all that this host can run"
+    parser.addoption("--tier", choices=("", *TIERS), default="", help=tier)
+    self_test = "also plant faults, and catch them; only: nothing else"
+    parser.addoption(
+        "--self-test", nargs="?", const="also", default="", choices=("also", "only"), help=self_test
+    )
+    parser.addoption("--records", type=Path, help="write the report to this new file, as it comes")
+    parser.addoption("--label", default="", help="name of this host in the report")
+    parser.addoption("--place", default="host", help="host, or image REF: where this runs")
+    parser.addoption("--parent", type=int, default=0, help="end when this parent process does")
     kernels = "cubins: nothing may be compiled; jit: everything is; auto: cubins where some fit"
     parser.addoption("--kernels", choices=list(KERNELS), default="auto", help=kernels)
     parser.addoption("--ranks", type=int, default=0, help="number of ranks; 0: the tier's own")
-    drawn = "draw so many sequences of calls for each number of ranks; 0: a few, with --controls"
+    limit = "seconds for each step that waits for other ranks; 0: each step's own"
+    parser.addoption("--step-limit", type=float, default=0.0, help=limit)
+    drawn = "draw so many sequences of calls for each number of ranks; 0: a few, with --self-test"
     parser.addoption("--sequences", type=int, default=0, help=drawn)
     parser.addoption("--replay", metavar="JSON", help="play one sequence, as a failure printed it")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """See what this host can run."""
+    if parent := config.getoption("--parent"):
+        signal.signal(signal.SIGTERM, _interrupt)
+        die_with_parent(signal.SIGTERM, parent)
+    os.environ.update(KERNELS[config.getoption("--kernels")])
+    config.stash[_HOST] = this_host()
+    config.stash[_SELECTION] = select(config.getoption("--tier"), config.stash[_HOST])
+
+
+def _interrupt(*_: object) -> None:
+    # pytest then ends its fixtures, and with them the ranks. A second one must not stop that.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Begin the report."""
+    config = session.config
+    selection = config.stash[_SELECTION]
+    path = config.getoption("--records")
+    run = Run(
+        config.getoption("--label") or platform.node(),
+        config.getoption("--place"),
+        machine() if path else {},
+    )
+    recording = config.stash[_RECORDING] = Recording(path, run, selection.run)
+    for skip in selection.skips:
+        recording.skip(_with_faults(config, skip))
+
+
+def _with_faults(config: pytest.Config, skip: Skip) -> Skip:
+    """Name the planted faults that a tier would have been needed for."""
+    if not config.getoption("--self-test"):
+        return skip
+    left = [
+        f"{s.id}-{c.name}"
+        for s in _control_settings(skip.tier)
+        for c in CONTROLS
+        if s.kind in c.kinds
+    ]
+    return Skip(skip.tier, f"{skip.reason}; left out: {', '.join(left)}") if left else skip
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test of every check, or of every planted fault, on every set of ranks of the tier."""
-    known = ("ranks", "check", "control", "kind", "world_size", "fault")
-    names = [n for n in known if n in metafunc.fixturenames]
-    if not names:
-        return
-    if missing := _missing(metafunc.config):
-        reason = f"not installed: {', '.join(missing)}"
-        nothing = [None] * len(names)
-        marks = pytest.mark.skip(reason=reason)
-        metafunc.parametrize(names, [pytest.param(*nothing, marks=marks, id="nothing")])
-    elif "fault" in names:
-        metafunc.parametrize(
-            "fault", [pytest.param(f, id=f"cpu-{f.name}") for f in SEQUENCE_FAULTS]
+    """Make a test of every check, or of every planted fault, on every set of ranks of the tiers."""
+    names, config = metafunc.fixturenames, metafunc.config
+    if "fault" in names:
+        _parametrize(
+            metafunc, "fault", [pytest.param(f, id=f"cpu-{f.name}") for f in SEQUENCE_FAULTS]
         )
     elif "world_size" in names:
-        metafunc.parametrize("world_size", _drawn_cases(metafunc.config))
+        _parametrize(metafunc, "world_size", _drawn_cases(config))
     elif "control" in names:
-        metafunc.parametrize(("control", "kind"), _control_cases(metafunc.config))
-    else:
-        metafunc.parametrize(("ranks", "check"), _check_cases(metafunc.config))
+        _parametrize(metafunc, ("setting", "control"), _control_cases(config))
+    elif "check" in names:
+        _parametrize(metafunc, ("setting", "check"), _check_cases(config))
 
 
-def _missing(config: pytest.Config) -> list[str]:
-    # Only the interpreter, planted faults and kernels without a cubin need Triton.
-    needs = ["torch", "numpy"]
-    if config.getoption("--tier") == "cpu" or config.getoption("--controls"):
-        needs.append("triton")
-    return [name for name in needs if not importlib.util.find_spec(name)]
+def _parametrize(
+    metafunc: pytest.Metafunc, names: str | tuple[str, ...], cases: list[ParameterSet]
+) -> None:
+    if not cases:
+        count = 1 if isinstance(names, str) else len(names)
+        marks = pytest.mark.skip(reason="no tier that runs here has any")
+        cases = [pytest.param(*[None] * count, marks=marks, id="nothing")]
+    metafunc.parametrize(names, cases)
+
+
+def _tiers(config: pytest.Config) -> tuple[Tier, ...]:
+    return config.stash[_SELECTION].run
+
+
+def _control_settings(tier: Tier) -> list[Setting]:
+    kinds = {"cpu": ["cpu"], "gpu": ["virtual", "nvshmem"], "multi-gpu": ["nvshmem"]}
+    return [Setting(tier, kind, 2) for kind in kinds.get(tier, [])]  # type: ignore[arg-type]
 
 
 def _control_cases(config: pytest.Config) -> list[ParameterSet]:
-    kinds = {"cpu": ["cpu"], "gpu": ["virtual", "nvshmem"], "multi-gpu": ["nvshmem"]}
     return [
-        pytest.param(control, kind, id=f"{kind}-{control.name}")
+        pytest.param(setting, control, id=f"{setting.id}-{control.name}")
+        for tier in _tiers(config)
+        for setting in _control_settings(tier)
         for control in CONTROLS
-        for kind in kinds[config.getoption("--tier")]
-        if kind in control.kinds
+        if setting.kind in control.kinds
     ]
 
 
@@ -93,79 +156,133 @@ def _drawn_cases(config: pytest.Config) -> list[ParameterSet]:
 
 
 def _check_cases(config: pytest.Config) -> list[ParameterSet]:
-    chosen = settings(config.getoption("--tier"), config.getoption("--ranks"))
+    cases = [s for tier in _tiers(config) for s in settings(tier, config.getoption("--ranks"))]
     return [
-        pytest.param((kind, world_size), check, id=f"{kind}-w{world_size}-{check.name}")
-        for kind, world_size in chosen
+        pytest.param(setting, check, id=f"{setting.id}-{check.name}", marks=_absent(check.needs))
+        for setting in cases
         for check in load().values()
-        if kind in check.kinds and world_size >= check.least_ranks
+        if setting.kind in check.kinds and setting.world_size >= check.least_ranks
         if not check.needs_cubins or config.getoption("--kernels") == "cubins"
+        if not (check.own_gpu and setting.one_gpu)
     ]
 
 
-@pytest.fixture(scope="session")
-def pool_of() -> Iterator[Callable[[Kind, int], Pool]]:
-    """Give the pool of a set of ranks, starting it if it is not the one that runs."""
-    current: list[Pool] = []
+def _absent(module: str) -> list[pytest.MarkDecorator]:
+    if not module or importlib.util.find_spec(module):
+        return []
+    return [pytest.mark.skip(reason=f"not installed: {module}")]
 
-    def give(kind: Kind, world_size: int) -> Pool:
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the lowest tier: what fails there is why others would."""
+    items.sort(key=lambda item: TIERS.index(_tier_of(item)) if item.path.parent == HERE else -1)
+
+
+@pytest.fixture(scope="session")
+def pool_of(pytestconfig: pytest.Config) -> Iterator[Callable[[Setting], Pool]]:
+    """Give the pool of a set of ranks, starting it if it is not the one that runs."""
+    current: list[tuple[Setting, Pool]] = []
+
+    def give(setting: Setting) -> Pool:
         if current:
-            same = (current[0].kind, current[0].world_size) == (kind, world_size)
-            if same and current[0].usable:
-                return current[0]
-            current.pop().close()
-        pool = Pool(kind, world_size)
-        current.append(pool)
+            if current[0][0] == setting and current[0][1].usable:
+                return current[0][1]
+            current.pop()[1].close()
+        pool = Pool(
+            setting.kind,
+            setting.world_size,
+            step_limit_s=pytestconfig.getoption("--step-limit"),
+            one_gpu=setting.one_gpu,
+        )
+        current.append((setting, pool))
         return pool
 
     yield give
-    for pool in current:
+    for _, pool in current:
         pool.close()
 
 
-@pytest.fixture(scope="session")
-def hung() -> list[str]:
-    """Names of checks that ran into their time limit."""
-    return _hung
+@pytest.fixture
+def host(pytestconfig: pytest.Config) -> Host:
+    """Give what this host has."""
+    return pytestconfig.stash[_HOST]
+
+
+@pytest.fixture
+def found(request: pytest.FixtureRequest) -> Found:
+    """Give what a test fills in for the report."""
+    made: Found = request.node.stash.setdefault(_FOUND, Found())
+    return made
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Faults are planted and sequences drawn when asked for, sequences in the interpreter."""
-    name = collection_path.name
-    drawn = name in ("test_drawn.py", "test_drawn_controls.py")
-    wished = config.getoption("--controls")
-    if name == "test_drawn.py":
-        wished = wished or config.getoption("--sequences") or config.getoption("--replay")
-    if (drawn or name == "test_controls.py") and not wished:
+    """Collect what the tiers that run are made of; faults and drawn sequences when asked for."""
+    name, tiers = collection_path.name, _tiers(config)
+    self_test = config.getoption("--self-test")
+    if config.stash[_SELECTION].impossible:
+        return True if name.startswith("test_") and collection_path.parent == HERE else None
+    wished = {
+        "test_import.py": "import" in tiers and self_test != "only",
+        "test_compile.py": "compile" in tiers and self_test != "only",
+        "test_checks.py": self_test != "only",
+        "test_drawn.py": "cpu" in tiers
+        and (
+            self_test == "also" or config.getoption("--sequences") or config.getoption("--replay")
+        ),
+        "test_drawn_controls.py": "cpu" in tiers and self_test,
+        "test_controls.py": self_test,
+        "test_self.py": self_test,
+    }
+    if collection_path.parent == HERE and not wished.get(name, True):
         return True
-    return True if drawn and config.getoption("--tier") != "cpu" else None
+    return None
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Start the report; keep the tier of one GPU to one, where the host has more."""
-    if config.getoption("--tier") == "gpu":
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    os.environ.update(KERNELS[config.getoption("--kernels")])
-    config.stash[_REPORT] = Report(config.getoption("--tier"))
+def _tier_of(item: pytest.Item) -> Tier:
+    callspec = getattr(item, "callspec", None)
+    setting = callspec.params.get("setting") if callspec else None
+    if isinstance(setting, Setting):
+        return setting.tier
+    tier: Tier = getattr(getattr(item, "module", None), "TIER", "multi-node")
+    return tier
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Put every outcome into the report."""
+    """Put every outcome into the report. After a hang nothing more is tried."""
     result = yield
-    if result.when == "call" or result.outcome != "passed":
-        detail = dict(item.user_properties).get("detail", "")
-        text = str(result.longrepr) if result.failed else str(detail)
-        name = item.name.partition("[")[2].rstrip("]") or item.name
-        item.config.stash[_REPORT].add(name, result.outcome, result.duration, text)
+    if item.path.parent != HERE:
+        return result
+    recording = item.config.stash[_RECORDING]
+    if item.name.endswith("[nothing]"):
+        return result
+    if result.outcome == "skipped":
+        recording.add_skipped()
+    elif result.when == "call" or result.failed:
+        name = item.name.partition("[")[2].rpartition("]")[0] or item.name
+        tier = _tier_of(item)
+        name = name if name.startswith(f"{tier}-") else f"{tier}-{name.removeprefix('test_')}"
+        found = item.stash.get(_FOUND, Found())
+        text = str(result.longrepr) if result.failed else ""
+        recording.add(tier, name, not result.failed, result.duration, text, found)
+        if result.failed and any(o.state == "hung" for o in found.outcomes):
+            item.config.stash[_HUNG] = True
+            item.session.shouldstop = "ranks hung"
     return result
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the report. A hang is no ordinary failure: it has an exit code of its own."""
-    if path := session.config.getoption("--report"):
-        session.config.stash[_REPORT].write(path)
-    if _hung:
-        session.exitstatus = HUNG
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the verdict. A hang is no ordinary failure: it has an exit code of its own."""
+    config = session.config
+    recording = config.stash[_RECORDING]
+    hung = config.stash.get(_HUNG, False)
+    ended = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if hung or exitstatus in ended:
+        impossible = bool(config.stash[_SELECTION].impossible)
+        code = recording.end(hung=hung, impossible=impossible)
+        # Other tests may run beside these, by `invoke test`: theirs is the say, but of a hang.
+        if config.getoption("--records") or hung:
+            session.exitstatus = code
+    recording.close()

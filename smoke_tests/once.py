@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from smoke_tests.checks.registry import load
-from smoke_tests.pool import connect_ranks
+from smoke_tests.rank_process import connect_ranks
 
 TIME_LIMIT_S = 300.0
 """For a rank to wait for a peer: a sanitizer slows kernels down."""

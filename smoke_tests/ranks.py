@@ -6,9 +6,10 @@ the ranks of its own process got: all of them with virtual ranks, one of them ot
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +24,9 @@ from gemm_allreduce.transports import Transport
 from gemm_allreduce.transports.base import GroupRanks
 from gemm_allreduce.variants import DTYPES, Tile, Variant
 from smoke_tests.kinds import Kind
+from smoke_tests.records import Band, Label, Measure, Tier
 from smoke_tests.reference import require_equal
+from smoke_tests.steps import Steps
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,6 +77,10 @@ class Ranks:
         connect: makes a transport.
         time_limit_s: of the workspaces.
         small: use the sizes of the interpreter, for tools that slow a kernel down.
+        tier: whose the measures are.
+        steps: where this process is; see `step`.
+        measures: numbers for the report, of the check that runs.
+        workspaces: those that are asked for their status when a step runs past its limit.
     """
 
     kind: Kind
@@ -84,6 +91,23 @@ class Ranks:
     connect: Callable[[], Transport]
     time_limit_s: float
     small: bool = False
+    tier: Tier = "cpu"
+    steps: Steps = field(default_factory=lambda: Steps(0))
+    measures: list[Measure] = field(default_factory=list)
+    workspaces: weakref.WeakSet[Workspace] = field(default_factory=weakref.WeakSet)
+
+    def step(self, name: str, limit_s: float = 0.0) -> AbstractContextManager[None]:
+        """Be in a step that waits for other ranks, or for a GPU: ``with ranks.step("..."):``.
+
+        When its limit is over (0: 90 s) the run ends, and says of every rank where it was.
+        """
+        return self.steps.step(name, limit_s)
+
+    def measure(
+        self, name: str, value: float, unit: str, band: Band | None = None, **labels: Label
+    ) -> None:
+        """Put a number into the report; one that is not in its band fails the run."""
+        self.measures.append(Measure(self.tier, name, value, unit, labels, band))
 
     @property
     def virtual(self) -> bool:
@@ -114,11 +138,22 @@ class Ranks:
             "dtype": TORCH_DTYPES[dtype or self.dtypes[0]],
             "time_limit_s": self.time_limit_s,
         }
-        workspace = Workspace(self.connect(), **(settings | options))
+        workspace = self.open(settings | options)
         yield workspace
-        workspace.check()
-        assert set(workspace.arrivals()) == {0}, workspace.arrivals()
-        workspace.close()
+        with self.step("check the workspace"):
+            workspace.check()
+            assert set(workspace.arrivals()) == {0}, workspace.arrivals()
+        with self.step("close the workspace"):
+            workspace.close()
+
+    def open(self, options: dict[str, Any]) -> Workspace:
+        """Return a workspace, for checks that do not close it or not check it."""
+        with self.step("connect"):
+            transport = self.connect()
+        with self.step("create the workspace"):
+            workspace = Workspace(transport, **options)
+        self.workspaces.add(workspace)
+        return workspace
 
     def call(
         self,
@@ -130,6 +165,18 @@ class Ranks:
         **extras: Any,
     ) -> torch.Tensor:
         """Call with x [W, M, K] and weight [W, N, K] of all ranks; return y [local, M, N]."""
+        m, k = x.shape[1:]
+        with self.step(f"call M {m}, N {weight.shape[1]}, K {k}"):
+            return self._call(workspace, x, weight, out, extras)
+
+    def _call(
+        self,
+        workspace: Workspace,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        out: torch.Tensor | None,
+        extras: dict[str, Any],
+    ) -> torch.Tensor:
         if self.virtual:
             return gemm_allreduce(x, weight, workspace, out=out, **extras)
         for name in ("x_scale", "weight_scale"):
@@ -141,17 +188,22 @@ class Ranks:
 
     def require_equal(self, y: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
         """Compare every result of `call` with what every rank must get, bit for bit."""
-        for index, rank in enumerate(self.local):
-            require_equal(y[index], wanted, f"{what} rank {rank}")
+        with self.step("compare"):  # waits for the GPU
+            for index, rank in enumerate(self.local):
+                require_equal(y[index], wanted, f"{what} rank {rank}")
 
     def gather(self, value: Any) -> list[Any]:
         """Return the value of every process."""
-        return [value] if self.group is None else GroupRanks(self.group).gather(value)
+        if self.group is None:
+            return [value]
+        with self.step("gather"):
+            return GroupRanks(self.group).gather(value)
 
     def synchronize(self) -> None:
         """Wait for the device."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            with self.step("synchronize"):
+                torch.cuda.synchronize(self.device)
 
     def choices(self, dtype: str, tile: Tile, operand: str | None = None) -> dict[str, Choice]:
         """Every algorithm that can use a tile and be had: the same tile, so the same bits."""

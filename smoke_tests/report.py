@@ -1,71 +1,73 @@
-"""The verdict as data: device, versions, and what every check said."""
+"""What this host is: devices and versions, as the first line of a report has them."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
-
-SCHEMA = 1
-
-
-class Report:
-    """Collects outcomes; written as one JSON file."""
-
-    def __init__(self, tier: str) -> None:
-        self._tier = tier
-        self._checks: list[dict[str, Any]] = []
-
-    def add(self, name: str, outcome: str, seconds: float, detail: str) -> None:
-        """Add what became of one check."""
-        row = {"name": name, "outcome": outcome, "seconds": round(seconds, 2), "detail": detail}
-        self._checks.append(row)
-
-    def write(self, path: Path) -> None:
-        """Write the file in one step."""
-        report = {
-            "schema": SCHEMA,
-            "tier": self._tier,
-            "ok": bool(self._checks) and all(c["outcome"] == "passed" for c in self._checks),
-            "machine": machine(),
-            "checks": self._checks,
-        }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
-        temporary.replace(path)
 
 
 def machine() -> dict[str, Any]:
-    """Return devices and versions of this host."""
-    import torch
+    """Return devices and versions of this host; null for what is not there, or cannot be had."""
+    import importlib.util
 
-    import gemm_allreduce
-
-    cuda = torch.cuda.is_available()
-    return {
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    found: dict[str, Any] = {
+        "devices": [],
+        "driver": _driver(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if cuda else None,
-        "triton": _triton(),
-        "kernels": _kernels() if cuda else None,
-        "nvshmem": _nvshmem() if cuda else None,
-        "gemm_allreduce": gemm_allreduce.__version__,
+        "torch": _version("torch"),
+        "cuda": None,
+        "triton": _version("triton", "triton-dist"),
+        "kernels": None,
+        "nvshmem": None,
+        "gemm_allreduce": _or_none(_own_version),
     }
+    if found["driver"] is None or not importlib.util.find_spec("torch"):
+        return found
+    import torch
+
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        found["devices"] = [torch.cuda.get_device_name(i) for i in range(count)]
+        found["cuda"] = torch.version.cuda
+        found["kernels"] = _or_none(_kernels)
+        found["nvshmem"] = _or_none(_nvshmem)
+    return found
 
 
-def _triton() -> str | None:
+def _or_none(ask: Callable[[], str]) -> str | None:
+    try:
+        return ask()
+    except Exception:  # not installed, or broken: the checks say more
+        return None
+
+
+def _version(*names: str) -> str | None:
     """Not by an import: Triton-distributed's needs a GPU's driver."""
-    for name in ("triton", "triton-dist"):
+    for name in names:
         try:
             return version(name)
         except PackageNotFoundError:
             continue
     return None
+
+
+def _own_version() -> str:
+    import gemm_allreduce
+
+    return str(gemm_allreduce.__version__)
+
+
+def _driver() -> str | None:
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
+            words = file.readline().split()
+    except OSError:
+        return "unknown" if os.path.exists("/dev/dxg") else None
+    return next((w for w in words if w[:1].isdigit() and "." in w), "unknown")
 
 
 def _kernels() -> str:
@@ -81,11 +83,8 @@ def _kernels() -> str:
         return f"none: {error}"
 
 
-def _nvshmem() -> str | None:
-    try:
-        import nvshmem.core
+def _nvshmem() -> str:
+    import nvshmem.core
 
-        found = nvshmem.core.get_version()
-    except Exception:  # not installed, or without its library
-        return None
+    found = nvshmem.core.get_version()
     return f"{found.libnvshmem_version}, nvshmem4py {found.nvshmem4py_version}"

@@ -1,4 +1,4 @@
-"""Every check on every set of ranks of the tier."""
+"""Every check on every set of ranks of the tiers."""
 
 from __future__ import annotations
 
@@ -7,34 +7,32 @@ from collections.abc import Callable
 import pytest
 
 from smoke_tests.checks.registry import Check
-from smoke_tests.kinds import Kind
+from smoke_tests.evidence import topology
+from smoke_tests.outcome import text_of
 from smoke_tests.pool import Pool
+from smoke_tests.recording import Found
+from smoke_tests.tiers import Setting
 
 
 def test(
-    ranks: tuple[Kind, int],
-    check: Check,
-    pool_of: Callable[[Kind, int], Pool],
-    hung: list[str],
-    request: pytest.FixtureRequest,
+    setting: Setting, check: Check, pool_of: Callable[[Setting], Pool], found: Found
 ) -> None:
     """All ranks must pass; where the check ends ranks, those that are left."""
-    pool = pool_of(*ranks)
+    pool = pool_of(setting)
+    found.environment = pool.environment
     if not pool.usable:
-        pytest.fail(_text("the ranks did not start", pool.started), pytrace=False)
-    outcomes = pool.run(check.name, check.time_limit_s)
+        found.outcomes = pool.started
+        pytest.fail(text_of("the ranks did not start", pool.started), pytrace=False)
+    outcomes = found.outcomes = pool.run(check.name, check.time_limit_s)
     if check.ends_ranks:
         pool.close()
-    request.node.user_properties.append(("detail", outcomes[0].detail))
+    found.detail = outcomes[0].detail
     bad = [o for o in outcomes if o.state != "passed"]
     if check.ends_ranks and len(bad) == 1 and bad[0].state == "died":
         return  # the one that the check killed
-    if any(o.state == "hung" for o in outcomes):
-        hung.append(check.name)
+    if any(o.traces for o in bad):
+        found.topology = topology(gpus=setting.kind != "cpu")
     if bad:
         pool.close()
-        pytest.fail(_text(f"{len(bad)} of {len(outcomes)} processes", bad), pytrace=False)
-
-
-def _text(what: str, outcomes: list) -> str:  # type: ignore[type-arg]
-    return "\n".join([what, *(f"rank {o.rank} {o.state}: {o.detail}" for o in outcomes)])
+        text = text_of(f"{len(bad)} of {len(outcomes)} processes", bad)
+        pytest.fail(text, pytrace=False)

@@ -11,13 +11,16 @@ from pathlib import Path
 
 from smoke_tests.checks.registry import load
 from smoke_tests.controls import Control, altered_sources
-from smoke_tests.kinds import Kind
 from smoke_tests.pool import Pool
+from smoke_tests.tiers import Setting
 
 
-def test_control(control: Control, kind: Kind, tmp_path: Path) -> None:
+def test_control(setting: Setting, control: Control, tmp_path: Path) -> None:
     """The check fails on a fault, and passes on a stall."""
-    pool = Pool(kind, 2, altered_sources(control, tmp_path), time_limit_s=2.0)
+    sources = altered_sources(control, tmp_path)
+    pool = Pool(
+        setting.kind, setting.world_size, sources, time_limit_s=2.0, one_gpu=setting.one_gpu
+    )
     try:
         assert pool.usable, pool.started
         assert all(o.detail.startswith(str(tmp_path)) for o in pool.started), "not the altered one"

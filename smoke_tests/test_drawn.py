@@ -21,6 +21,7 @@ from smoke_tests.pool import Pool
 
 WAIT_S = 10.0
 """For a rank to wait for a peer: a sequence that hangs is shrunk too, so it must end soon."""
+TIER = "cpu"
 LIMIT_S = 120.0
 IN_CI = {1: 6, 2: 8, 4: 3, 8: 1}
 """Sequences for each number of ranks beside the fixed one: 1, 2 and 4 take 40 s on two cores."""

@@ -9,6 +9,7 @@ from smoke_tests.controls import SequenceFault, altered_sources
 from smoke_tests.drawn import fixed
 from smoke_tests.pool import Pool
 
+TIER = "cpu"
 LIMIT_S = 120.0
 
 

@@ -1,30 +1,156 @@
-"""Which ranks a tier runs on."""
+"""The tiers, which of them this host can run, and on which ranks."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Final
 
 from smoke_tests.kinds import Kind
+from smoke_tests.records import TIERS, Skip, Tier
 
-TIERS: Final = ("cpu", "gpu", "multi-gpu")
+RANKS: Final = (1, 2, 4, 8)
+_CPU_RANKS: Final = 4
 
 
-def settings(tier: str, ranks: int) -> list[tuple[Kind, int]]:
-    """Return (kind, world size) of every set of ranks of a tier; `ranks` 0 takes its defaults.
+@dataclass(frozen=True)
+class Setting:
+    """One set of ranks of a tier."""
 
-    cpu: 2, then 4 processes in Triton's interpreter. gpu: virtual ranks, and processes over
-    NVSHMEM that share one GPU. multi-gpu: a process per GPU over NVSHMEM and over PyTorch's
-    symmetric memory.
+    tier: Tier
+    kind: Kind
+    world_size: int
+
+    @property
+    def id(self) -> str:
+        """Return how the names of its checks begin."""
+        kind = "" if self.kind == self.tier else f"-{self.kind}"
+        return f"{self.tier}{kind}-w{self.world_size}"
+
+    @property
+    def one_gpu(self) -> bool:
+        """Whether all of its ranks share one GPU."""
+        return self.tier == "gpu"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What decides which tiers can run here.
+
+    Attributes:
+        packages: which of torch, numpy, triton and pytest are installed.
+        gpus: how many torch sees.
+        torch: its version, or empty.
+        cubins: whether a bundle of cubins is installed or named.
     """
+
+    packages: frozenset[str]
+    gpus: int
+    torch: str
+    cubins: bool
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tiers that run, and those that do not."""
+
+    run: tuple[Tier, ...]
+    skips: tuple[Skip, ...]
+    impossible: str = ""
+    """Why the tier that was asked for cannot run; empty where it can."""
+
+
+def lacking(tier: Tier, host: Host) -> str:
+    """Return why a tier cannot run on a host; empty if it can. Pure."""
+
+    def absent(*names: str) -> str:
+        missing = [name for name in names if name not in host.packages]
+        return f"not installed: {', '.join(missing)}" if missing else ""
+
+    if tier == "import":
+        return ""
+    if tier == "compile":
+        return "" if host.cubins else absent("triton") and "no Triton, and no bundle of cubins"
     if tier == "cpu":
-        return [("cpu", w) for w in ([ranks] if ranks else [2, 4])]
-    if tier == "gpu":
-        virtual: list[tuple[Kind, int]] = [
-            ("virtual", w) for w in ([ranks] if ranks else [1, 2, 4, 8])
-        ]
-        shared: list[tuple[Kind, int]] = [("nvshmem", w) for w in ([ranks] if ranks else [2, 4])]
-        return virtual + shared
+        return absent("torch", "triton", "numpy")
+    if tier == "multi-node":
+        return "it is started on every node by a launcher: see docs/smoke.md"
+    if why := absent("torch", "numpy"):
+        return why
+    least = 2 if tier == "multi-gpu" else 1
+    if host.gpus >= least:
+        return ""
+    return f"torch {host.torch} sees {('no GPU', 'one GPU')[host.gpus]}"
+
+
+def select(asked: str, host: Host) -> Selection:
+    """Return what runs: the tier and those below it; nothing asked for is all that can. Pure."""
+    wanted = TIERS[: TIERS.index(asked) + 1] if asked else TIERS  # type: ignore[arg-type]
+    reasons: Mapping[Tier, str] = {tier: lacking(tier, host) for tier in wanted}
+    if asked and (why := reasons[asked]):  # type: ignore[index]
+        return Selection((), (Skip(asked, why),), why)  # type: ignore[arg-type]
+    return Selection(
+        tuple(tier for tier, why in reasons.items() if not why),
+        tuple(Skip(tier, why) for tier, why in reasons.items() if why),
+    )
+
+
+def this_host() -> Host:
+    """Look at this host."""
+    packages = frozenset(n for n in ("torch", "numpy", "triton") if importlib.util.find_spec(n))
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = ""
+    return Host(packages, _gpus() if "torch" in packages else 0, torch, _has_cubins())
+
+
+def _gpus() -> int:
+    # Importing torch takes seconds; without a driver it would find none.
+    if not any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg")):
+        return 0
     import torch
 
-    count = ranks or max(w for w in (1, 2, 4, 8) if w <= max(1, torch.cuda.device_count()))
-    return [("nvshmem", count), ("symmetric", count)]
+    return torch.cuda.device_count()
+
+
+def host_archs() -> list[str]:
+    """Return the architectures of this host's GPUs, as ``sm_90``."""
+    count = _gpus()
+    if not count:
+        return []
+    import torch
+
+    found = (torch.cuda.get_device_capability(i) for i in range(count))
+    return sorted({f"sm_{major}{minor}" for major, minor in found})
+
+
+def _has_cubins() -> bool:
+    try:
+        from gemm_allreduce.bundle import installed_bundles, named_bundle
+
+        return bool(named_bundle() or installed_bundles())
+    except Exception:  # the tier import says what is wrong
+        return False
+
+
+def settings(tier: Tier, ranks: int) -> list[Setting]:
+    """Return every set of ranks of a tier; `ranks` 0 takes its defaults.
+
+    cpu: processes in Triton's interpreter. gpu: virtual ranks, and processes over NVSHMEM that
+    share one GPU. multi-gpu: a process per GPU over NVSHMEM and over PyTorch's symmetric memory.
+    """
+    if tier == "cpu":
+        return [Setting(tier, "cpu", ranks or _CPU_RANKS)]
+    if tier == "gpu":
+        virtual = [Setting(tier, "virtual", w) for w in ([ranks] if ranks else [1, 2, 4, 8])]
+        shared = [Setting(tier, "nvshmem", w) for w in ([ranks] if ranks else [2, 4])]
+        return virtual + shared
+    if tier == "multi-gpu":
+        count = ranks or max(w for w in RANKS if w <= max(1, _gpus()))
+        # From the bottom up: `symmetric` has the checks of GPUs, driver and NCCL (layers.py).
+        return [Setting(tier, "symmetric", count), Setting(tier, "nvshmem", count)]
+    return []

@@ -62,7 +62,13 @@ def quickstart(
     if as_json:
         emit_json(summary)
     rows = [
-        [arch["arch"], str(arch["cubins"]), f"{arch['bytes']} B", bundle["triton"], *arch["ptxas"]]
+        [
+            arch["arch"],
+            str(arch["cubins"]),
+            megabytes(arch["bytes"]),
+            bundle["triton"],
+            *arch["ptxas"],
+        ]
         for bundle in bundles
         for arch in bundle["archs"]
     ]

@@ -142,6 +142,47 @@ def case_a_failure_is_raised() -> None:
     require(RuntimeError, "closed", workspace.check)
 
 
+class Prepared:
+    """Kernels that note what they are asked to load."""
+
+    identity = "for tests"
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def prepare(self, variant: Variant, ranks: Ranks) -> bool:
+        self.names.append(variant.name)
+        return variant.algorithm == "one_shot"
+
+
+def case_warmup_loads_what_the_layers_need() -> None:
+    workspace = workspace_of_one(max_tokens=4096, max_features=8192)
+    workspace.kernels = kernels = Prepared()  # type: ignore[assignment]
+    done = workspace.warmup([(8192, 64), (8192, 128)])
+    needed = {choose(Shape(m, 8192, 64, 1, "sm_90", "fp16")).variant.name for m in range(1, 4097)}
+    assert set(done.variants) == needed and len(done.variants) == len(needed) >= 3
+    assert kernels.names == list(done.variants)
+    assert done.loaded == tuple(name for name in done.variants if name.startswith("one_shot"))
+    assert str(done).startswith(f"{len(needed)} kernels are ready, 2 of them loaded now, in ")
+    few = workspace.warmup([(8192, 64)], tokens=[1, 2], operands=[torch.int8])
+    assert few.variants == (choose(Shape(1, 8192, 64, 1, "sm_90", "fp16", "int8")).variant.name,)
+    require(ValueError, "tokens must be at least 1", lambda: workspace.warmup([(8, 8)], tokens=[0]))
+    workspace.close()
+    require(RuntimeError, "closed", lambda: workspace.warmup([(8, 8)]))
+
+
+def case_warmup_asks_another_table_for_every_m() -> None:
+    asked: list[int] = []
+
+    def dispatch(shape: Shape) -> Choice:
+        asked.append(shape.tokens)
+        return choose(shape)
+
+    workspace = workspace_of_one(dispatch=dispatch)
+    assert workspace.warmup([(64, 64)]).loaded == ()  # interpreted: there is nothing to load
+    assert asked == list(range(1, 65))
+
+
 def case_linear() -> None:
     """The layer's leading dimensions, bias and residual, also with no rows at all."""
     workspace = Workspace(OneProcess(1, "cpu"), max_tokens=4, max_features=FEATURES, dtype=HALF)

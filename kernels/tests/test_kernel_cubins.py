@@ -71,6 +71,16 @@ def test_what_is_wrong_is_said(maker: Maker, message: str) -> None:
         read_kernel(maker.cubin())
 
 
+def test_a_section_beyond_the_end_is_said() -> None:
+    cubin = bytearray(Maker().cubin())
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    code = table + 6 * 64  # behind none, names, symbols' names, symbols, and two of attributes
+    (start,) = struct.unpack_from("<Q", cubin, code + 24)
+    struct.pack_into("<Q", cubin, code + 32, len(cubin) - start + 1)
+    with pytest.raises(ValueError, match=f"section 6 at byte {start} with .* beyond the end"):
+        read_kernel(bytes(cubin))
+
+
 def _survives(data: bytes) -> None:
     """Nothing but ValueError may come out, and only with words."""
     try:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from gemm_allreduce.dispatch import (
     parse_rules,
     reachable_variants,
     rules,
+    token_steps,
 )
 from gemm_allreduce.launch import plan_grid
 from gemm_allreduce.layout import HeapLayout, ceil_div
@@ -242,6 +244,18 @@ def test_no_rule_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         choose(shape)
     assert explain(shape).splitlines() == ["rule  1  two_shot: for 2, 4 ranks", "no rule fits"]
     choose.cache_clear()
+
+
+@settings(max_examples=300)
+@given(shapes(), st.integers(1, 40_000))
+def test_a_step_of_m_stands_for_all_below_it(shape: Shape, most: int) -> None:
+    """Loading the kernels of the steps loads what any M needs."""
+    steps = token_steps(shape.features, most)
+    assert steps[-1] == most
+    assert list(steps) == sorted(set(steps))
+    tokens = 1 + (shape.tokens - 1) % most
+    above = next(step for step in steps if step >= tokens)
+    assert choose(replace(shape, tokens=tokens)) == choose(replace(shape, tokens=above))
 
 
 # ------------------------------------------------------------------ what it prints

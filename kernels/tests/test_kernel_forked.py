@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import gemm_allreduce
 from gemm_allreduce.forked import run_forked
 from gemm_allreduce.progress import PACE_S, Progress
 
@@ -62,6 +66,33 @@ def test_no_more_than_so_many_at_a_time(jobs: int, tmp_path: Path) -> None:
 def test_a_large_result_arrives() -> None:
     (done,) = run_forked([0], lambda task: bytes(10_000_000), 1)
     assert done.result == bytes(10_000_000)
+
+
+def test_children_of_a_parent_that_is_killed_end_with_their_task(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, sys, time\n"
+        "from gemm_allreduce.forked import run_forked\n"
+        "def work(_):\n"
+        "    pathlib.Path(sys.argv[1], str(os.getpid())).touch()\n"
+        "    time.sleep(1)\n"
+        "    return bytes(1_000_000)  # more than a pipe holds\n"
+        "list(run_forked(range(3), work, 3))\n"
+    )
+    sources = str(Path(gemm_allreduce.__file__).resolve().parent.parent)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    parent = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": sources})
+    _until(lambda: len(list(tmp_path.iterdir())) == 3)
+    parent.kill()
+    parent.wait()
+    children = [int(path.name) for path in tmp_path.iterdir()]
+    _until(lambda: not [pid for pid in children if Path(f"/proc/{pid}/cmdline").exists()])
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_leaving_early_kills_what_runs(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ def _third_call_without_the_last_rank(ranks: Ranks, *, kill: bool) -> str:
     scale, w = ranks.scale, ranks.world_size
     limit_s = 1.0 if ranks.kind == "cpu" else 3.0
     source = Source(ranks.device, 130)
-    workspace = Workspace(
-        ranks.connect(),
-        max_tokens=scale.max_tokens,
-        max_features=scale.features,
-        dtype=torch.float16,
-        time_limit_s=limit_s,
+    workspace = ranks.open(
+        {
+            "max_tokens": scale.max_tokens,
+            "max_features": scale.features,
+            "dtype": torch.float16,
+            "time_limit_s": limit_s,
+        }
     )
     weight = source.integers(workspace.dtype, w, scale.features, scale.depths[0])
     for tokens in (1, 64):
@@ -40,7 +41,8 @@ def _third_call_without_the_last_rank(ranks: Ranks, *, kill: bool) -> str:
         os.kill(os.getpid(), signal.SIGKILL)
     if not kill:
         ranks.gather(None)
-        workspace.close()  # all ranks are alive: this works after a failure too
+        with ranks.step("close the workspace"):
+            workspace.close()  # all ranks are alive: this works after a failure too
     return said
 
 

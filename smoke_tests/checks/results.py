@@ -73,12 +73,13 @@ def every_rank_counts_once(ranks: Ranks) -> None:
 
 
 @check()
-def ranks_runs_and_algorithms_agree_bit_for_bit(ranks: Ranks) -> None:
+def ranks_runs_and_algorithms_agree_bit_for_bit(ranks: Ranks) -> str:
     """Random values, one tile: all algorithms, twice, on all ranks: one bit pattern."""
-    scale, w = ranks.scale, ranks.world_size
+    scale, w, compared = ranks.scale, ranks.world_size, 0
     for dtype in ranks.dtypes:
         for tile in scale.tiles:
-            choices = ranks.choices(dtype, tile)
+            if not (choices := ranks.choices(dtype, tile)):
+                continue  # a bundle has no kernel with this tile
             now = [""]
             with ranks.workspace(dtype, dispatch=lambda _: choices[now[0]]) as workspace:  # noqa: B023
                 source = Source(ranks.device, 3000)
@@ -93,14 +94,17 @@ def ranks_runs_and_algorithms_agree_bit_for_bit(ranks: Ranks) -> None:
                             seen[f"{name} rank {rank}"] = fingerprint(y[index])
                     everywhere = set().union(*(set(v.values()) for v in ranks.gather(seen)))
                     assert len(everywhere) == 1, f"{dtype} {tile} M {tokens}: {seen}"
+                    compared += len(seen)
+    assert compared, "no tile has a kernel"
+    return f"{compared} results of this process"
 
 
 @check()
 def bias_and_residual_are_added_once(ranks: Ranks) -> None:
     """Each alone and both, with every algorithm; residual may be the output."""
     scale, w = ranks.scale, ranks.world_size
-    tile = scale.tiles[0]
-    choices = ranks.choices(ranks.dtypes[0], tile)
+    sets = [ranks.choices(ranks.dtypes[0], tile) for tile in scale.tiles]
+    choices = next(filter(None, sets))  # a bundle may have no kernel with the first tile
     now = [""]
     with ranks.workspace(dispatch=lambda _: choices[now[0]]) as workspace:
         source = Source(ranks.device, 4000)

@@ -1,92 +1,219 @@
-"""`invoke smoke`: the checks of smoke_tests/, on the ranks of one tier, as a verdict."""
+"""`invoke smoke`: the checks of smoke_tests/, on all tiers that this host can run, as a verdict."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
+import os
+import platform
+import re
 import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from shutil import rmtree
+from tempfile import gettempdir
+from typing import Any, Final
 
-from tdstack.console import say
-from tdstack.errors import CheckFailed, ExitCode, HostError, TimeLimitError, UsageError
+from smoke_tests.records import TIERS, Check, Measure, RecordError, Result, read
+from tdstack.console import say, warn
+from tdstack.errors import CheckFailed, ExitCode, HostError, TdstackError, TimeLimitError, UsageError
 
-TIERS = ("cpu", "gpu", "multi-gpu")
-RANKS = (0, 1, 2, 4, 8)
-KERNELS = ("auto", "cubins", "jit")
-
-
-def smoke(
-    root: Path, tier: str, ranks: int, *, controls: bool, kernels: str = "auto"
-) -> dict[str, Any]:
-    """Run a tier; return its report (schema in smoke_tests/report.py).
-
-    Raises: UsageError for an unknown tier, number of ranks or source of kernels; HostError for
-    what this host lacks; CheckFailed naming the checks that failed; TimeLimitError when ranks hung.
-    """
-    if tier not in TIERS:
-        raise UsageError("unknown tier", where=f"--tier {tier}", expected=", ".join(TIERS))
-    if ranks not in RANKS:
-        expected = "1, 2, 4 or 8; 0 for the tier's own"
-        raise UsageError("no such number of ranks", where=f"--ranks {ranks}", expected=expected)
-    if kernels not in KERNELS:
-        expected = ", ".join(KERNELS)
-        raise UsageError("unknown value", where=f"--kernels {kernels}", expected=expected)
-    if kernels != "auto" and tier == "cpu":
-        raise UsageError(
-            "cubins need a GPU: on CPUs the kernels are interpreted",
-            where=f"--kernels {kernels}",
-            expected="--tier gpu or multi-gpu",
-        )
-    _require_host(tier, interpreted=tier == "cpu" or controls)
-    with tempfile.TemporaryDirectory(prefix="smoke-") as folder:
-        file = Path(folder, "report.json")
-        command = [sys.executable, "-m", "pytest", "smoke_tests", "-p", "no:cacheprovider", "-ra"]
-        command += ["-q", f"--tier={tier}", f"--ranks={ranks}", f"--report={file}"]
-        command += ["--controls"] if controls else []
-        command += [f"--kernels={kernels}"] if kernels != "auto" else []
-        # stdout is for the report: what pytest says goes where the rest of our words go.
-        done = subprocess.run(command, cwd=root, stdout=sys.stderr, check=False)
-        if not file.is_file():
-            raise HostError("the checks did not run", got=f"pytest's exit code {done.returncode}")
-        report: dict[str, Any] = json.loads(file.read_text())
-    failed = [check["name"] for check in report["checks"] if check["outcome"] != "passed"]
-    if done.returncode == ExitCode.TIME_LIMIT:
-        raise TimeLimitError(
-            "ranks hung, and were ended; their stacks are above",
-            where=", ".join(failed),
-            details=report,
-        )
-    if failed or done.returncode:
-        raise CheckFailed(
-            f"{len(failed)} of {len(report['checks'])} checks failed",
-            where=", ".join(failed),
-            details=report,
-        )
-    say(f"smoke {tier}: {len(report['checks'])} checks passed")
-    return report
+RANKS: Final = (0, 1, 2, 4, 8)
+KERNELS: Final = ("auto", "cubins", "jit")
+FILE: Final = "run.jsonl"
+_END_S: Final = 5.0
+_SHOWN: Final = 6
 
 
-def _require_host(tier: str, *, interpreted: bool) -> None:
-    # Where there are cubins nothing is compiled; the kernels themselves say what is missing.
-    needed = ("torch", "numpy", *(["triton"] if interpreted else []))
-    missing = [name for name in needed if not importlib.util.find_spec(name)]
-    if missing:
-        raise HostError(
-            "the checks cannot run here",
-            got=f"not installed: {', '.join(missing)}",
-            remedy="scripts/bootstrap.sh smoke installs a CPU build of torch where it can be had; "
-            "or run inside an image with torch",
-        )
-    if tier != "cpu":
-        import torch
+@dataclass(frozen=True)
+class Options:
+    """What to run, and where its report goes; empty or 0 leaves it to the tiers."""
 
-        count = torch.cuda.device_count()
-        if count < (2 if tier == "multi-gpu" else 1):
-            raise HostError(
-                f"the tier {tier} needs {'two GPUs' if tier == 'multi-gpu' else 'a GPU'}",
-                got=f"torch {torch.__version__} sees {count}",
-                remedy="run `invoke smoke --tier cpu`, which needs none",
+    tier: str = ""
+    ranks: int = 0
+    kernels: str = "auto"
+    self_test: bool = False
+    out: str = ""
+    label: str = ""
+    limit: float = 0.0
+
+    def require_valid(self) -> None:
+        """Raises: UsageError for what does not exist or contradicts itself."""
+        if self.tier and self.tier not in TIERS:
+            raise UsageError("unknown tier", where=f"--tier {self.tier}", expected=", ".join(TIERS))
+        if self.ranks not in RANKS:
+            expected = "1, 2, 4 or 8; 0 for the tier's own"
+            where = f"--ranks {self.ranks}"
+            raise UsageError("no such number of ranks", where=where, expected=expected)
+        if self.kernels not in KERNELS:
+            expected = ", ".join(KERNELS)
+            raise UsageError("unknown value", where=f"--kernels {self.kernels}", expected=expected)
+        if self.kernels != "auto" and self.tier in ("import", "compile", "cpu"):
+            raise UsageError(
+                "cubins need a GPU: on CPUs the kernels are interpreted",
+                where=f"--kernels {self.kernels}",
+                expected="--tier gpu or multi-gpu",
             )
+        if self.limit < 0:
+            expected = "seconds; 0 for each step's own"
+            raise UsageError("no time limit", where=f"--limit {self.limit:g}", expected=expected)
+
+
+def smoke(root: Path, options: Options) -> dict[str, Any]:
+    """Run the checks; write the report's files; return the verdict (docs/smoke.md).
+
+    Raises: UsageError; HostError for what this host lacks, or a folder that has a report already;
+    CheckFailed naming the checks that failed, and of ranks that died their steps; TimeLimitError
+    when ranks hung. Each but the first two has the verdict as its details.
+    """
+    options.require_valid()
+    if not importlib.util.find_spec("pytest"):
+        remedy = "scripts/bootstrap.sh smoke"
+        raise HostError("the checks cannot run here", got="not installed: pytest", remedy=remedy)
+    folder = _folder(root, options)
+    file = folder / FILE
+    status = run_checks(root, command(options, file))
+    try:
+        result = read(file)
+    except (OSError, RecordError) as error:
+        raise HostError(
+            "the checks did not run", where=str(folder), got=f"pytest's exit code {status}: {error}"
+        ) from None
+    _write_reports(file, folder)
+    found = summary(result, folder)
+    _say(result, folder)
+    if error := error_of(result, found, status):
+        raise error
+    return found
+
+
+def command(options: Options, file: Path) -> list[str]:
+    """Return what runs the checks, with their records in a file. Pure, but for this process's id."""
+    words = [sys.executable, "-m", "pytest", "smoke_tests", "-p", "no:cacheprovider", "-ra", "-q"]
+    words += [f"--records={file}", f"--parent={os.getpid()}", f"--ranks={options.ranks}"]
+    words += [f"--tier={options.tier}"] if options.tier else []
+    words += ["--self-test=only"] if options.self_test else []
+    words += [f"--kernels={options.kernels}"] if options.kernels != "auto" else []
+    words += [f"--label={options.label}"] if options.label else []
+    words += [f"--step-limit={options.limit:g}"] if options.limit else []
+    return words
+
+
+def run_checks(root: Path, words: Sequence[str]) -> int:
+    """Run pytest to its end, whose exit code is returned; leave nothing of its ranks.
+
+    An interruption ends it at once.
+    """
+    # stdout is for the report: what pytest says goes where the rest of our words go.
+    process = subprocess.Popen(words, cwd=root, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
+        raise
+    finally:
+        process.kill()
+        process.wait()
+        # It removes them itself, unless it was killed.
+        for left in Path(gettempdir()).glob(f"smoke-{process.pid}-*"):
+            rmtree(left, ignore_errors=True)
+
+
+def summary(result: Result, folder: Path) -> dict[str, Any]:
+    """Return what ``--json`` prints. Pure."""
+    verdict = result.verdict
+    return {
+        "ok": bool(verdict and verdict.ok),
+        "exit_code": verdict.exit_code if verdict else None,
+        "tiers": dict(verdict.tiers) if verdict else {},
+        "counts": dict(verdict.counts) if verdict else {},
+        "skips": {skip.tier: skip.reason for skip in result.skips},
+        "failed": [describe(check) for check in result.checks if check.outcome != "passed"]
+        + [_out_of_band(m) for m in result.measures if m.outcome == "failed"],
+        "id": result.run.id,
+        "report": str(folder),
+    }
+
+
+def error_of(result: Result, found: Mapping[str, Any], status: int) -> TdstackError | None:
+    """Return what the verb raises, or None when all that ran passed. Pure."""
+    failed: list[str] = found["failed"]
+    where = "; ".join(failed[:_SHOWN])
+    where += f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
+    report = f"see {found['report']}"
+    if result.verdict is None:
+        text = "the run was cut off"
+        return CheckFailed(text, where=where, got=f"exit code {status}", details=found)
+    code = result.verdict.exit_code
+    if code == 0:
+        return None
+    if code == ExitCode.TIME_LIMIT:
+        text = "ranks hung, and were ended"
+        return TimeLimitError(text, where=where, remedy=report, details=found)
+    if code == ExitCode.HOST:
+        reasons = [f"{tier}: {reason}" for tier, reason in found["skips"].items()]
+        remedy = "without --tier all tiers run that this host can run"
+        text = "the checks cannot run here"
+        return HostError(text, got="; ".join(reasons), remedy=remedy, details=found)
+    text = f"{len(failed)} of {len(result.checks) + len(result.measures)} checks failed"
+    return CheckFailed(text, where=where, remedy=report, details=found)
+
+
+def describe(check: Check) -> str:
+    """Return a failed check's name, and of ranks that died or hung which, and in which step. Pure."""
+    ranks = [
+        f"rank {r.rank} {r.state} in step {r.step!r}"
+        for r in check.ranks
+        if r.state in ("died", "hung")
+    ]
+    return f"{check.name} ({', '.join(ranks)})" if ranks else check.name
+
+
+def _out_of_band(measure: Measure) -> str:
+    labels = ", ".join(f"{k} {v}" for k, v in measure.labels.items())
+    low, high = measure.band or (None, None)
+    return f"{measure.name} ({labels}): {measure.value:g} {measure.unit}, band {low} to {high}"
+
+
+def _folder(root: Path, options: Options) -> Path:
+    """Make the folder of the report."""
+    if options.out:
+        folder = Path(options.out).absolute()
+        if (folder / FILE).exists():
+            remedy = "name another folder, or remove that one"
+            raise HostError("a report is there already", where=f"--out {folder}", remedy=remedy)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", options.label or platform.node() or "host")
+    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
+    for number in range(100):
+        folder = root / "smoke-reports" / (f"{stem}-{number}" if number else stem)
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise HostError("no folder for the report can be made", where=str(root / "smoke-reports"))
+
+
+def _write_reports(file: Path, folder: Path) -> None:
+    from tdstack.smoke.report import write_reports
+
+    try:
+        write_reports(file, folder)
+    except OSError as error:  # the verdict matters more than its page
+        warn(f"no page of the report: {error}")
+
+
+def _say(result: Result, folder: Path) -> None:
+    tiers = result.verdict.tiers if result.verdict else {}
+    for tier in sorted(tiers, key=lambda name: TIERS.index(name)):  # type: ignore[arg-type]
+        reason = next((skip.reason for skip in result.skips if skip.tier == tier), "")
+        passed = sum(c.tier == tier and c.outcome == "passed" for c in result.checks)
+        count = sum(c.tier == tier for c in result.checks)
+        told = reason if tiers[tier] == "skipped" else f"{passed} of {count} checks"
+        say(f"{tier:10}  {tiers[tier]:7}  {told}")
+    say(f"report: {folder / 'index.html'}")

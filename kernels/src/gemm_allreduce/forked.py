@@ -6,6 +6,7 @@ so that a task that is killed takes no other one with it, and none sees what ano
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -46,7 +47,10 @@ def run_forked(
             while len(running) < jobs and (item := next(following, None)) is not None:
                 index, task = item
                 receiver, sender = fork.Pipe(duplex=False)
-                process: BaseProcess = fork.Process(target=_child, args=(sender, work, task))
+                inherited = [receiver, *running]
+                process: BaseProcess = fork.Process(
+                    target=_child, args=(sender, inherited, work, task)
+                )
                 # Children would print once more what is still in the buffers.
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -67,7 +71,15 @@ def run_forked(
             connection.close()
 
 
-def _child(sender: Connection, work: Callable[[Task], Result], task: Task) -> None:
+def _child(
+    sender: Connection,
+    inherited: Sequence[Connection],
+    work: Callable[[Task], Result],
+    task: Task,
+) -> None:
+    # A parent that is killed must be the only reader: else its children would wait for ever.
+    for connection in inherited:
+        connection.close()
     # A group of its own: a Ctrl-C is the parent's, which kills what the child has started too.
     os.setpgid(0, 0)
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -76,7 +88,8 @@ def _child(sender: Connection, work: Callable[[Task], Result], task: Task) -> No
         answer = (work(task), "")
     except Exception as error:
         answer = (None, str(error))  # type: ignore[assignment]
-    sender.send(answer)
+    with contextlib.suppress(BrokenPipeError):
+        sender.send(answer)
 
 
 def _answer(index: int, process: BaseProcess, connection: Connection) -> Done[Result]:

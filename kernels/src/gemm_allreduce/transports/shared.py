@@ -1,11 +1,9 @@
-"""Ranks as processes on CPUs over POSIX shared memory: for Triton's interpreter, without a GPU."""
+"""Ranks as processes on CPUs over shared memory: for Triton's interpreter, without a GPU."""
 
 from __future__ import annotations
 
 import mmap
 import os
-import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .base import GroupRanks, Heap
@@ -13,7 +11,8 @@ from .base import GroupRanks, Heap
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_FOLDER = Path("/dev/shm")
+MEMORY_NAME = "gemm_allreduce"
+"""Of the memory, as /proc/PID/maps shows it."""
 
 
 class SharedMemoryTransport(GroupRanks):
@@ -29,19 +28,20 @@ class SharedMemoryTransport(GroupRanks):
     def allocate(self, nbytes: int) -> Heap:
         """Return zeroed symmetric memory.
 
-        Raises: RuntimeError when the shared memory of this host is too small.
+        Raises: RuntimeError when this host has too little memory.
         """
         import torch
 
         size = nbytes * self.world_size
-        path = _FOLDER / self.gather(f"gemm_allreduce_{secrets.token_hex(8)}")[0]
+        descriptor, problem = _create(size) if self.rank == 0 else (-1, "")
         try:
-            self.gather_problems(_create(path, size) if self.rank == 0 else "")
+            path = self.gather(f"/proc/{os.getpid()}/fd/{descriptor}")[0]
+            self.gather_problems(problem)
             mapped, problem = _map(path, size)
             self.gather_problems(problem)
         finally:
-            if self.rank == 0:  # all have mapped it, or gave up: no file is left
-                path.unlink(missing_ok=True)
+            if descriptor >= 0:  # all have mapped it, or gave up
+                os.close(descriptor)
         assert mapped is not None
         self._mapped.append(mapped)
         heaps = torch.frombuffer(mapped, dtype=torch.uint8).view(self.world_size, nbytes)
@@ -54,23 +54,26 @@ class SharedMemoryTransport(GroupRanks):
         self._mapped.clear()
 
 
-def _create(path: Path, size: int) -> str:
-    """Create the file; return what went wrong, or nothing."""
+def _create(size: int) -> tuple[int, str]:
+    """Return memory that is in no folder, by descriptor, or -1 and what went wrong.
+
+    Nothing that is in no folder can be left behind, however the ranks end.
+    """
+    descriptor = -1
     try:
-        with path.open("xb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+        descriptor = os.memfd_create(MEMORY_NAME)
+        os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
-        return (
-            f"{size} bytes of shared memory cannot be had in {_FOLDER}: {error}; "
-            "raise its size (docker run --shm-size)"
-        )
-    return ""
+        if descriptor >= 0:
+            os.close(descriptor)
+        return -1, f"{size} bytes of shared memory cannot be had: {error}"
+    return descriptor, ""
 
 
-def _map(path: Path, size: int) -> tuple[mmap.mmap | None, str]:
-    """Map the file; return the mapping, or what went wrong."""
+def _map(path: str, size: int) -> tuple[mmap.mmap | None, str]:
+    """Map the memory; return the mapping, or what went wrong."""
     try:
-        with path.open("r+b") as file:
+        with open(path, "r+b") as file:
             return mmap.mmap(file.fileno(), size), ""
     except OSError as error:
-        return None, f"{path} cannot be mapped: {error}; all ranks need one {_FOLDER}"
+        return None, f"{path} cannot be mapped: {error}; all ranks need one user and one /proc"
