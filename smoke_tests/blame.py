@@ -18,9 +18,9 @@ def blame(
     """Return the state of every rank that did not pass the step.
 
     ``done`` holds what the ranks said that came to its end ("" for passed), ``late`` how many
-    collectives the others had entered at the limit, and where they were, ``where`` each rank's
-    last place. Ranks wait in the last collective that they entered: of those that are late, the
-    ones with the fewest are missing there, and the others were left waiting.
+    steps the others had begun at the limit, and where they were, ``where`` each rank's last
+    place. A step waits for all ranks: of those that are late, the ones that have begun the fewest
+    are missing, and the others were left waiting.
     """
     states = []
     fewest = min((count for count, _ in late.values()), default=0)

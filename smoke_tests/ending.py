@@ -11,13 +11,14 @@ import faulthandler
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from smoke_tests.blame import blame
 from smoke_tests.board import Board, BoardLostError, Failure
+from smoke_tests.evidence import shown, topology
 from smoke_tests.place import Place
 from smoke_tests.records import (
     Check,
@@ -32,12 +33,10 @@ from smoke_tests.records import (
 )
 from smoke_tests.watch import Progress, Sibling
 
+if TYPE_CHECKING:
+    from gemm_allreduce import Workspace
+
 FILE: Final = "run.jsonl"
-PREFIXES: Final = (
-    "CUDA_", "GEMM_AR_", "GLOO_", "LOCAL_", "MASTER_", "NCCL_", "NVSHMEM_", "OMP_", "RANK",
-    "SLURM_JOB_ID", "SLURM_NODEID", "SLURM_STEP_", "TORCH_", "TRITON_", "UCX_", "WORLD_SIZE",
-)  # fmt: skip
-"""Variables that evidence may show: none of these programs keeps a secret in one."""
 _EVIDENCE_S: Final = 3.0
 _TURN_S: Final = 0.3
 
@@ -53,6 +52,7 @@ class Ending:
     folder: Path
     run: Run
     tier: Tier
+    workspaces: Iterable[Workspace] = ()
     checks: list[Record] = field(default_factory=list)
     """What the leader has written by now; empty on other ranks."""
 
@@ -71,8 +71,8 @@ class Ending:
 
     def _together(self, failure: Failure, evidence: Evidence) -> None:
         place, board = self.place, self.board
-        if failure.state == "hung" and self.progress.deadline < float("inf"):
-            late = [self.progress.collectives, self.progress.where()]
+        if failure.state == "hung" and self.progress.in_check:
+            late = [self.progress.steps, self.progress.where()]
             board.post(f"late/{failure.step}/{place.rank}", late)
         board.post(f"evidence/{place.rank}", dump(evidence))
         dead = set(failure.ranks) if failure.state == "died" else set()
@@ -176,9 +176,24 @@ class Ending:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
             stacks = file.read()[-16000:]
-        environment = {k: v for k, v in os.environ.items() if k.startswith(PREFIXES)}
-        status = {"where": self.progress.where()}
-        return Evidence(self.progress.check, self.place.rank, stacks, status, environment)
+        gpus = any(Path("/dev").glob("nvidia[0-9]*"))
+        return Evidence(
+            self.progress.check,
+            self.place.rank,
+            stacks,
+            {"where": self.progress.where(), "workspaces": self._status()},
+            shown(os.environ),
+            topology(gpus) if self.place.local_rank == 0 else "",
+        )
+
+    def _status(self) -> list[dict[str, Any]]:
+        from smoke_tests.rank_process import status_of
+
+        found = []
+        for workspace in list(self.workspaces):
+            with contextlib.suppress(Exception):  # it may be half made, or half closed
+                found.append(status_of(workspace))
+        return found
 
 
 def verdict_of(tier: Tier, records: list[Record], exit_code: int) -> Verdict:

@@ -67,9 +67,9 @@ def _adds_up(ranks: Launched, group: ProcessGroup, device: torch.device, name: s
     words = (place.world_size + 61) // 62
     bits = torch.zeros(words, dtype=torch.int64, device=device)
     bits[place.rank // 62] = 1 << (place.rank % 62)
-    ranks.entered()
-    dist.all_reduce(bits, group=group)
-    total = bits.tolist()
+    with ranks.step(f"add up over {name}"):
+        dist.all_reduce(bits, group=group)
+        total = bits.tolist()
     wanted = [(1 << min(62, place.world_size - 62 * w)) - 1 for w in range(words)]
     assert total == wanted, f"the sum is {total}, expected {wanted}: {_missing(total, wanted)}"
     said = []
@@ -107,16 +107,17 @@ def _all_reduce_s(ranks: Launched, group: ProcessGroup, device: torch.device, si
     ones = torch.ones(size // 4, dtype=torch.float32, device=device)
     times = []
     for _ in range(7):
-        ranks.entered()
-        dist.barrier(group=ranks.everyone)
-        begin = time.perf_counter()
-        dist.all_reduce(ones, group=group)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begin)
+        with ranks.step(f"all-reduce {size} bytes"):
+            dist.barrier(group=ranks.everyone)
+            begin = time.perf_counter()
+            dist.all_reduce(ones, group=group)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - begin)
         ones.fill_(1)
     median = torch.tensor([sorted(times)[len(times) // 2]], dtype=torch.float64)
-    dist.all_reduce(median, op=dist.ReduceOp.MAX, group=ranks.everyone)
+    with ranks.step("compare times"):
+        dist.all_reduce(median, op=dist.ReduceOp.MAX, group=ranks.everyone)
     return float(median)
 
 

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from smoke_tests.leftovers import present, sweep
 from smoke_tests.records import RecordError, Verdict, read
 from smoke_tests.rendezvous import Given, Rendezvous, RendezvousError, resolve
 from smoke_tests.watch import BEATS, SILENT_S, Sibling
@@ -60,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     begin = time.time()
     with tempfile.TemporaryDirectory(prefix="smoke-beats-") as beats:
+        before = present()
         code = _run(command, Path(beats))
+        sweep(before)
     return _verdict(given.out / FILE, begin, code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ class Launched:
         facts: of every rank, by rank: what each said of itself at the start.
         everyone, node: groups over gloo, of all ranks and of those of this node.
         nccl: makes a group of all ranks over NCCL; None where ranks share a GPU or have none.
-        entered: to be called with a name before each collective: the watch counts them.
+        step: to be entered around each collective: ``with ranks.step("add up"):``. The watch
+            knows by it who is missing.
     """
 
     place: Place
@@ -36,5 +38,5 @@ class Launched:
     node: ProcessGroup
     nccl: Callable[[], ProcessGroup] | None
     ranks: Callable[[Kind], Ranks]
-    entered: Callable[[], None]
+    step: Callable[[str], AbstractContextManager[None]]
     measures: list[Measure] = field(default_factory=list)

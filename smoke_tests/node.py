@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -35,6 +36,7 @@ from smoke_tests.interfaces import link_to  # noqa: E402
 from smoke_tests.kinds import Kind  # noqa: E402
 from smoke_tests.launched import Launched  # noqa: E402
 from smoke_tests.place import Place, PlaceError  # noqa: E402
+from smoke_tests.rank_process import STEP_LIMIT_S  # noqa: E402
 from smoke_tests.records import (  # noqa: E402
     Check,
     Measure,
@@ -46,11 +48,13 @@ from smoke_tests.records import (  # noqa: E402
     dump,
     load,
 )
+from smoke_tests.steps import Steps  # noqa: E402
 from smoke_tests.watch import SILENT_S, Progress, Sibling, Watch  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
 
+    from gemm_allreduce import Workspace
     from smoke_tests.ranks import Ranks
 
 START_LIMIT_S: Final = 120.0
@@ -139,6 +143,9 @@ class _Rank:
         self.place, self.given, self.cpu = place, given, cpu
         self.tier: Tier = "multi-node" if place.nodes > 1 else "multi-gpu"
         self.progress = Progress()
+        # A step within a check may take as long as the check: both are given by --limit-s.
+        self.steps = Steps(place.rank, self.progress, STEP_LIMIT_S, given.limit_s or 0.0)
+        self.workspaces: weakref.WeakSet[Workspace] = weakref.WeakSet()
 
     def work(self) -> int:
         """Meet, run the steps, part."""
@@ -166,6 +173,7 @@ class _Rank:
             self.given.out,
             run,
             self.tier,
+            self.workspaces,
         )
         watch = Watch(
             self.place,
@@ -175,7 +183,6 @@ class _Rank:
             self.ending,
             self.given.silent_s,
         )
-        self._count_collectives()
         self.board.post(f"beat/{self.place.rank}", [0, "start", -1])
         if not self.board.wait((f"beat/{r}" for r in self._all()), START_LIMIT_S):
             print("error: not all ranks came to the first step", file=sys.stderr)
@@ -292,7 +299,9 @@ class _Rank:
         except Exception:
             problem = traceback.format_exc()[-4000:]
         self.progress.done()
+        self.steps.rest()
         answer = {"problem": problem, "detail": detail, "measures": [dump(m) for m in measures]}
+        answer["step"] = self.steps.failed_in if problem else ""
         self.board.post(f"done/{number}/{self.place.rank}", answer)
 
     def _body(self, step: Step) -> Callable[[Launched], str]:
@@ -335,7 +344,7 @@ class _Rank:
         self, step: Step, done: list[Mapping[str, Any]], seconds: float
     ) -> list[Check | Measure]:
         failed = tuple(
-            RankState(rank, "failed", step.name, answer["problem"])
+            RankState(rank, "failed", answer["step"], answer["problem"])
             for rank, answer in enumerate(done)
             if answer["problem"]
         )
@@ -396,8 +405,8 @@ class _Rank:
             self.everyone,
             self.node,
             (lambda: dist.new_group(backend="nccl")) if self._own_gpus(facts) else None,
-            self._ranks,
-            self._entered,
+            lambda kind: self._ranks(kind, measures),
+            self.steps.step,
             measures,
         )
 
@@ -408,22 +417,22 @@ class _Rank:
         # Longer than any step may take: the watch is to say who is late, not gloo.
         limit = timedelta(seconds=1800)
         store = PrefixStore("smoke-groups", Board(self.place, START_LIMIT_S).store)
-        self._entered()
-        dist.init_process_group(
-            "gloo",
-            store=store,
-            rank=self.place.rank,
-            world_size=self.place.world_size,
-            timeout=limit,
-        )
+        with self.steps.step("meet over gloo", START_LIMIT_S):
+            dist.init_process_group(
+                "gloo",
+                store=store,
+                rank=self.place.rank,
+                world_size=self.place.world_size,
+                timeout=limit,
+            )
         assert dist.group.WORLD is not None
         self.everyone = dist.group.WORLD
-        self._entered()
         size = self.place.local_size
-        self.node, _ = dist.new_subgroups(size, timeout=limit, backend="gloo")  # type: ignore[no-untyped-call]
+        with self.steps.step("meet within the node", START_LIMIT_S):
+            self.node, _ = dist.new_subgroups(size, timeout=limit, backend="gloo")  # type: ignore[no-untyped-call]
 
-    def _ranks(self, kind: Kind) -> Ranks:
-        from smoke_tests.pool import transport_of
+    def _ranks(self, kind: Kind, measures: list[Measure]) -> Ranks:
+        from smoke_tests.rank_process import transport_of
         from smoke_tests.ranks import Ranks
 
         place = self.place
@@ -435,22 +444,11 @@ class _Rank:
             self.device,
             lambda: transport_of(kind, place.local_size, self.node, self.device),
             PEER_LIMIT_S,
+            tier=self.tier,
+            steps=self.steps,
+            measures=measures,
+            workspaces=self.workspaces,
         )
-
-    def _entered(self) -> None:
-        self.progress.collectives += 1
-
-    def _count_collectives(self) -> None:
-        """Every gather of the transports counts: it is there that ranks wait for each other."""
-        from gemm_allreduce.transports.base import GroupRanks
-
-        gather = GroupRanks.gather
-
-        def counted(ranks: GroupRanks, value: Any) -> list[Any]:
-            self._entered()
-            return gather(ranks, value)
-
-        GroupRanks.gather = counted  # type: ignore[method-assign, assignment]
 
 
 def _show(record: Record) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from smoke_tests import steps
 from smoke_tests.board import Board, BoardLostError, Failure
 from smoke_tests.place import Place
 
@@ -30,30 +31,53 @@ SILENT_S: Final = 10.0
 
 
 class Progress:
-    """How far this rank is. Its main thread writes, its watch reads."""
+    """How far this rank is. Its main thread writes, its watch reads.
+
+    It is the board of the rank's `Steps`: each of them waits for other ranks.
+    """
 
     def __init__(self) -> None:
-        self.step, self.check, self.deadline = -1, "start", float("inf")
-        self.collectives = 0
+        self.step, self.check = -1, "start"
+        self._place, self._deadline = steps.Place(), float("inf")
         self._main = threading.main_thread().ident
 
     def begin(self, step: int, check: str, limit_s: float) -> None:
-        """Enter a step, which must be over within its limit."""
+        """Enter a check, which must be over within its limit."""
         self.step, self.check = step, check
-        self.deadline = time.monotonic() + limit_s
+        self._deadline = time.monotonic() + limit_s
 
     def done(self) -> None:
-        """Leave the step; what comes next has no limit of its own."""
-        self.deadline = float("inf")
+        """Leave the check; what comes next has no limit of its own."""
+        self._deadline = float("inf")
+
+    def write(self, rank: int, place: steps.Place) -> None:
+        """Take down the step within the check."""
+        self._place = place
+
+    @property
+    def in_check(self) -> bool:
+        """Whether a check runs."""
+        return self._deadline < float("inf")
+
+    @property
+    def deadline(self) -> float:
+        """When the check, or the step that it is in, must be over; monotonic."""
+        return min(self._deadline, self._place.deadline) if self.in_check else float("inf")
+
+    @property
+    def steps(self) -> int:
+        """How many steps the rank has begun: who has begun fewer is behind."""
+        return self._place.number
 
     def where(self) -> str:
-        """Return where the main thread is: the innermost function of smoke_tests, and its line."""
+        """Return check, step, and the innermost function of smoke_tests with its line."""
         frame = sys._current_frames().get(self._main or 0)
         folder = str(Path(__file__).parent)
         while frame and not frame.f_code.co_filename.startswith(folder):
             frame = frame.f_back
-        at = f" at {frame.f_code.co_name}:{frame.f_lineno}" if frame else ""
-        return f"{self.check}, after {self.collectives} collectives{at}"
+        at = f", at {frame.f_code.co_name}:{frame.f_lineno}" if frame else ""
+        step = f", {self._place.step}" if self._place.step else ""
+        return f"{self.check}{step}{at}"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ def told(failure: Failure, *, done: dict[int, str], late: dict[int, int]) -> dic
     return {s.rank: s.state for s in states}
 
 
-def test_the_rank_with_the_fewest_collectives_is_missing() -> None:
+def test_the_rank_that_has_begun_the_fewest_steps_is_missing() -> None:
     hung = Failure("hung", 3)
     late = {0: 7, 1: 7, 2: 6, 3: 7}
     assert told(hung, done={}, late=late) == {0: "left", 1: "left", 2: "hung", 3: "left"}
@@ -26,9 +26,9 @@ def test_a_rank_that_says_nothing_at_the_limit_hangs() -> None:
 def test_who_is_known_to_have_died_is_named_alone() -> None:
     died = Failure("died", 3, {1: "its process is gone"})
     assert told(died, done={}, late={}) == {0: "left", 1: "died", 2: "left", 3: "left"}
-    states = blame(died, 4, {}, {}, {1: "sums, after 2 collectives"})
+    states = blame(died, 4, {}, {}, {1: "sums, add up"})
     assert [(s.step, s.detail) for s in states if s.rank == 1] == [
-        ("sums, after 2 collectives", "its process is gone")
+        ("sums, add up", "its process is gone")
     ]
 
 

@@ -160,6 +160,7 @@ def test_a_stalled_rank_is_named_and_all_end_with_6(start: Start) -> None:
             0: "left", 1: "left", 2: "hung", 3: "left"
         }  # fmt: skip
         assert "_fault" in states[2].step
+        assert "add up over gloo" in states[0].step
         assert sorted(e.rank for e in report.evidence) == [0, 1, 2, 3]
         assert all("Thread" in e.stacks for e in report.evidence)
         assert "_fault" in report.evidence[2].stacks

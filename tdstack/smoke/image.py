@@ -31,6 +31,7 @@ SHM: Final = 1 << 30
 STACK: Final = 64 << 20
 LIMIT_S: Final = 3600.0
 CHECKS, TOOLS, OUT = "/smoke/smoke_tests", "/smoke/tools", "/smoke/out"
+PYTHON: Final = f"/{PREFIX}/bin/python"
 
 # Appended, not put in front: where the image has one of these packages, it keeps its own.
 _BOOT: Final = (
@@ -44,7 +45,7 @@ def version(name):
         return m.version(name)
     except m.PackageNotFoundError:
         return None
-print(json.dumps({name: version(name) for name in ("gemm-allreduce", "torch", "pytest")}))
+print(json.dumps({name: version(name) for name in ("gemm-allreduce", "torch")}))
 """
 
 
@@ -83,12 +84,12 @@ def find_image(root: Path, engine: Engine, ref: str, gpus: bool) -> Inside:
             ) from error
         stored = engine.image(ref)
         assert stored is not None
-    done = engine.run(RunRequest(ref, [f"/{PREFIX}/bin/python", "-c", _PROBE], user=USER))
+    done = engine.run(RunRequest(ref, [PYTHON, "-c", _PROBE], user=USER))
     try:
         found = json.loads(done.stdout)
     except ValueError as error:
         raise HostError(
-            f"the image has no Python that runs at /{PREFIX}/bin/python",
+            f"the image has no Python that runs at {PYTHON}",
             where=f"--image {ref}",
             got=(done.stderr or done.stdout)[-300:],
             remedy="name an image that `invoke build` made",
@@ -152,7 +153,7 @@ def request_for(
     limit_s: float = LIMIT_S,
 ) -> RunRequest:
     """Render the run. Pure."""
-    command = [f"/{PREFIX}/bin/python", "-c", _BOOT, CHECKS, f"--rootdir={CHECKS}"]
+    command = [PYTHON, "-c", _BOOT, CHECKS, f"--rootdir={CHECKS}"]
     # The checkout's pyproject.toml is not here: what it says for pytest is said again.
     command += ["--import-mode=importlib", "-p", "no:cacheprovider", *options]
     return RunRequest(
