@@ -337,6 +337,7 @@ def verify(
     limit="seconds for each step that waits for other ranks (default: each step's own)",
     merge="run nothing: put recorded runs together, of files or folders; repeatable",
     compare="run nothing: what changed from one recorded run to another: --compare A --compare B",
+    image="run inside this image: REF, as `invoke build` made it",
 )
 def smoke(
     c: Context,
@@ -349,6 +350,8 @@ def smoke(
     limit: float = 0.0,
     merge: list[str] | None = None,
     compare: list[str] | None = None,
+    image: str = "",
+    engine: str = "auto",
     json: bool = False,
 ) -> None:
     """Check this environment and the fused kernels: imports, compilation, ranks of every kind."""
@@ -362,7 +365,7 @@ def smoke(
         from tdstack.smoke.run import Options
         from tdstack.smoke.run import smoke as run
 
-        options = Options(tier, ranks, kernels, self_test, out, label, limit)
+        options = Options(tier, ranks, kernels, self_test, out, label, limit, image, engine)
         found = run(Workspace.here().root, options)
     if json:
         console.emit_json(found)
