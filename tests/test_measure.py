@@ -370,3 +370,33 @@ def test_the_shipped_bands_can_be_read_and_name_data_that_is_there() -> None:
 
     for rule in read_bands():
         assert (ROOT / "docs" / "data" / rule.source.partition(",")[0]).is_file(), rule
+
+
+# ---------------------------------------------------------------------- invoke bench --fused
+
+
+def test_the_verb_takes_a_process_per_gpu_or_virtual_ranks(tmp_path: Path) -> None:
+    from tdstack.bench import fused_command
+
+    file = tmp_path / "x"
+    one = " ".join(fused_command(1, quick=False, file=file)[1:])
+    assert one == f"-m smoke_tests.measure --ranks virtual --w 1,2,4,8 --out {file}"
+    six = " ".join(fused_command(6, quick=True, file=file)[1:])
+    assert six == (
+        "-m torch.distributed.run --standalone --nproc-per-node=4 -m smoke_tests.measure "
+        f"--ranks processes --quick --out {file}"
+    )
+
+
+def test_the_verb_refuses_a_file_that_is_there_and_a_host_without_a_gpu(tmp_path: Path) -> None:
+    from tdstack.bench import fused
+    from tdstack.errors import HostError, UsageError
+
+    (tmp_path / "old").write_text("")
+    with pytest.raises(UsageError, match="new file"):
+        fused(ROOT, quick=True, out=str(tmp_path / "old"))
+    import torch
+
+    if not torch.cuda.is_available():
+        with pytest.raises(HostError, match="timing kernels needs a GPU"):
+            fused(ROOT, quick=True, out=str(tmp_path / "new"))
