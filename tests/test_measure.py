@@ -168,7 +168,7 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
         assert caught.value.code == 2
 
 
-def _ranks(tmp_path: Path, w: int) -> list[dict[str, Any]]:
+def _ranks(tmp_path: Path, w: int, *more: str) -> list[Any]:
     environment = os.environ | {
         "PYTHONPATH": SOURCES,
         "TRITON_INTERPRET": "1",
@@ -178,7 +178,7 @@ def _ranks(tmp_path: Path, w: int) -> list[dict[str, Any]]:
     script = str(ROOT / "tests" / "measure_rank.py")
     started = [
         subprocess.Popen(
-            [sys.executable, script, str(tmp_path), str(rank), str(w)],
+            [sys.executable, script, str(tmp_path), str(rank), str(w), *more],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -204,6 +204,44 @@ def test_ranks_check_time_and_leave_out_what_fails_on_one_of_them(tmp_path: Path
     assert found[0]["rates"] == {"copy": 2, "store": 2, "load": 2}
     assert "rank 0 -> rank 1: " in found[0]["pairs"]
     assert "rank 1 -> rank 0" not in found[0]["pairs"]
+
+
+def test_what_torchrun_starts_runs_to_its_end(tmp_path: Path) -> None:
+    from smoke_tests.records import Check, Measure, load
+
+    records = [load(line) for line in _ranks(tmp_path, 2, "run")[0]]
+    checks = [record for record in records if isinstance(record, Check)]
+    assert [(c.name, c.outcome) for c in checks] == [
+        ("processes-w2-n64-k64-measured_calls_are_right", "passed")
+    ]
+    measures = [record for record in records if isinstance(record, Measure)]
+    names = {measure.name for measure in measures}
+    assert names == {
+        "p2p bandwidth",
+        "copy bandwidth",
+        "matmul rate",
+        "all-reduce latency",
+        "call",
+        "latency",
+        "physical limit",
+        "limit/fused",
+        "fused/serial",
+        "layer fused/serial",
+        "layer",
+        "model",
+        "model saves",
+    }
+    links = [m.labels for m in measures if m.name == "p2p bandwidth"]
+    assert len(links) == 6
+    assert links[0] == {
+        "ranks": "processes",
+        "w": 2,
+        "transport": "nvshmem",
+        "how": "copy",
+        "src": 0,
+        "dst": 1,
+    }
+    assert {m.tier for m in measures} == {"multi-gpu"}
 
 
 def test_one_kernel_sums_the_parts_of_all_ranks() -> None:
