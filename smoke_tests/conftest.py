@@ -193,6 +193,7 @@ def pool_of(pytestconfig: pytest.Config) -> Iterator[Callable[[Setting], Pool]]:
             setting.world_size,
             step_limit_s=pytestconfig.getoption("--step-limit"),
             one_gpu=setting.one_gpu,
+            tier=setting.tier,
         )
         current.append((setting, pool))
         return pool

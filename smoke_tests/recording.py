@@ -117,5 +117,3 @@ class Recording:
     def _write(self, record: Record) -> None:
         if self._writer:
             self._writer.write(record)
-
-

@@ -88,7 +88,7 @@ def lacking(tier: Tier, host: Host) -> str:
 
 def select(asked: str, host: Host) -> Selection:
     """Return what runs: the tier and those below it; nothing asked for is all that can. Pure."""
-    wanted = TIERS[: TIERS.index(asked) + 1] if asked else TIERS  # type: ignore[arg-type]
+    wanted = TIERS[: TIERS.index(asked) + 1] if asked else TIERS
     reasons: Mapping[Tier, str] = {tier: lacking(tier, host) for tier in wanted}
     if asked and (why := reasons[asked]):  # type: ignore[index]
         return Selection((), (Skip(asked, why),), why)  # type: ignore[arg-type]
