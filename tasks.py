@@ -68,7 +68,7 @@ def verb(function: Callable[..., None]) -> Any:
 
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
     helps = {name: HELP[name] for name in names if name in HELP}
-    iterable = [name for name in names if name == "arch"]
+    iterable = [name for name in names if name in ("arch", "merge", "compare")]
     return task(help={**helps, **getattr(function, "helps", {})}, iterable=iterable)(wrapped)
 
 
@@ -335,6 +335,8 @@ def verify(
     out="new folder for the report (default: a dated one in smoke-reports/)",
     label="name of this host in the report (default: its own)",
     limit="seconds for each step that waits for other ranks (default: each step's own)",
+    merge="run nothing: put recorded runs together, of files or folders; repeatable",
+    compare="run nothing: what changed from one recorded run to another: --compare A --compare B",
 )
 def smoke(
     c: Context,
@@ -345,14 +347,23 @@ def smoke(
     out: str = "",
     label: str = "",
     limit: float = 0.0,
+    merge: list[str] | None = None,
+    compare: list[str] | None = None,
     json: bool = False,
 ) -> None:
     """Check this environment and the fused kernels: imports, compilation, ranks of every kind."""
-    from tdstack.smoke.run import Options
-    from tdstack.smoke.run import smoke as run
+    if merge or compare:
+        from tdstack.smoke.look import compare_runs, merge_runs
 
-    options = Options(tier, ranks, kernels, self_test, out, label, limit)
-    found = run(Workspace.here().root, options)
+        if merge and compare:
+            raise UsageError("two questions at once", where="--merge, --compare", expected="one")
+        found = merge_runs(merge, out) if merge else compare_runs(compare or [])
+    else:
+        from tdstack.smoke.run import Options
+        from tdstack.smoke.run import smoke as run
+
+        options = Options(tier, ranks, kernels, self_test, out, label, limit)
+        found = run(Workspace.here().root, options)
     if json:
         console.emit_json(found)
 
