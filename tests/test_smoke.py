@@ -42,7 +42,8 @@ def pytest_sessionfinish(session):
             writer.write(Check("cpu", "cpu-w2-demo", "{outcome}", 1.0, "", ranks))
             if {status} is not None:
                 tier = "passed" if "{outcome}" == "passed" else "failed"
-                writer.write(Verdict({status}, {{"cpu": tier, "gpu": "skipped"}}, {{"{outcome}": 1}}))
+                tiers = {{"cpu": tier, "gpu": "skipped"}}
+                writer.write(Verdict({status}, tiers, {{"{outcome}": 1}}))
     session.exitstatus = {status} or 0
 """
 
