@@ -373,13 +373,21 @@ def smoke(
     explain="print which kernel serves M,N,K,W,ARCH, for example 16,8192,1024,8,sm_90",
     launch="on a GPU: time first calls and launches, cubins against Triton",
 )
-def bench(c: Context, explain: str = "", launch: bool = False, json: bool = False) -> None:
-    """Print what the dispatch table chooses, or time how kernels are launched."""
+def bench(
+    c: Context,
+    explain: str = "",
+    launch: bool = False,
+    fused: bool = False,
+    quick: bool = False,
+    out: str = "fused.jsonl",
+    json: bool = False,
+) -> None:
+    """Print what the dispatch table chooses, or time launches, or fused against serial calls."""
     from tdstack import bench as benches
 
     root = Workspace.here().root
-    if launch:
-        report = benches.launch(root)
+    if launch or fused:
+        report = benches.launch(root) if launch else benches.fused(root, quick=quick, out=out)
         if json:
             console.emit_json(report)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import signal
@@ -93,7 +94,12 @@ def _with_faults(config: pytest.Config, skip: Skip) -> Skip:
     """Name the planted faults that a tier would have been needed for."""
     if not config.getoption("--self-test"):
         return skip
-    left = [f"{s.id}-{c.name}" for s in _control_settings(skip.tier) for c in CONTROLS if s.kind in c.kinds]
+    left = [
+        f"{s.id}-{c.name}"
+        for s in _control_settings(skip.tier)
+        for c in CONTROLS
+        if s.kind in c.kinds
+    ]
     return Skip(skip.tier, f"{skip.reason}; left out: {', '.join(left)}") if left else skip
 
 
@@ -101,7 +107,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test of every check, or of every planted fault, on every set of ranks of the tiers."""
     names, config = metafunc.fixturenames, metafunc.config
     if "fault" in names:
-        _parametrize(metafunc, "fault", [pytest.param(f, id=f"cpu-{f.name}") for f in SEQUENCE_FAULTS])
+        _parametrize(
+            metafunc, "fault", [pytest.param(f, id=f"cpu-{f.name}") for f in SEQUENCE_FAULTS]
+        )
     elif "world_size" in names:
         _parametrize(metafunc, "world_size", _drawn_cases(config))
     elif "control" in names:
@@ -150,12 +158,19 @@ def _drawn_cases(config: pytest.Config) -> list[ParameterSet]:
 def _check_cases(config: pytest.Config) -> list[ParameterSet]:
     cases = [s for tier in _tiers(config) for s in settings(tier, config.getoption("--ranks"))]
     return [
-        pytest.param(setting, check, id=f"{setting.id}-{check.name}")
+        pytest.param(setting, check, id=f"{setting.id}-{check.name}", marks=_absent(check.needs))
         for setting in cases
         for check in load().values()
         if setting.kind in check.kinds and setting.world_size >= check.least_ranks
         if not check.needs_cubins or config.getoption("--kernels") == "cubins"
+        if not (check.own_gpu and setting.one_gpu)
     ]
+
+
+def _absent(module: str) -> list[pytest.MarkDecorator]:
+    if not module or importlib.util.find_spec(module):
+        return []
+    return [pytest.mark.skip(reason=f"not installed: {module}")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -178,6 +193,7 @@ def pool_of(pytestconfig: pytest.Config) -> Iterator[Callable[[Setting], Pool]]:
             setting.world_size,
             step_limit_s=pytestconfig.getoption("--step-limit"),
             one_gpu=setting.one_gpu,
+            tier=setting.tier,
         )
         current.append((setting, pool))
         return pool
@@ -211,7 +227,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         "test_compile.py": "compile" in tiers and self_test != "only",
         "test_checks.py": self_test != "only",
         "test_drawn.py": "cpu" in tiers
-        and (self_test == "also" or config.getoption("--sequences") or config.getoption("--replay")),
+        and (
+            self_test == "also" or config.getoption("--sequences") or config.getoption("--replay")
+        ),
         "test_drawn_controls.py": "cpu" in tiers and self_test,
         "test_controls.py": self_test,
         "test_self.py": self_test,

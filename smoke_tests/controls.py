@@ -26,6 +26,9 @@ _STALL = """        if rank == 1:
                 stall += 1 + tl.atomic_add(flags, 0, sem="relaxed", scope="sys") * 0
 """
 
+_PUBLISH = "publish(flags + (tile * W + rank), epoch, W)"
+_NOT_THE_FIRST = "publish(flags + (tile * W + rank), epoch - (tile == 0) * (rank == 1), W)"
+_SCALE = "tl.load(weight_scale_ptr + columns)"
 _DROPPED = "publish(result_ptrs + unit, epoch - (unit == 1), W)"
 
 Edit = tuple[str, str, str]
@@ -124,6 +127,28 @@ CONTROLS: Final = (
             *_stalls(3000, before=True),
         ),
         "a_rank_may_be_one_call_ahead",
+        True,
+        _PROCESSES,
+    ),
+    Control(
+        "a_flag_of_rank_1_is_dropped",
+        (
+            ("one_shot.py", _PUBLISH, _NOT_THE_FIRST),
+            ("two_shot.py", _PUBLISH, _NOT_THE_FIRST),
+        ),
+        "integers_are_exact",
+        True,
+    ),
+    Control(
+        "every_column_takes_the_scale_of_the_first",
+        (("device.py", _SCALE, "tl.load(weight_scale_ptr + columns * 0)"),),
+        "eight_bit_operands_with_scales",
+        True,
+    ),
+    Control(
+        "rank_1_stalls_beyond_the_time_limit",
+        _stalls(10_000_000, before=True),
+        "integers_are_exact",
         True,
         _PROCESSES,
     ),

@@ -21,6 +21,7 @@ from smoke_tests.kinds import Kind
 from smoke_tests.leash import is_stopped
 from smoke_tests.outcome import Outcome, Traces
 from smoke_tests.rank_process import BOARD, START_LIMIT_S, Job, serve
+from smoke_tests.records import Tier
 from smoke_tests.steps import Board, Place, Plant
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ GRACE_S = 10.0
 _LOOK_S = 0.2
 _TRACES_S = 2.0
 _CLOSE_S = 2.0
+_STACKS = 16000
 
 
 class Pool:
@@ -43,6 +45,7 @@ class Pool:
         step_limit_s: of every collective step; 0 leaves each its own.
         one_gpu: all ranks share the first GPU, unless CUDA_VISIBLE_DEVICES is set.
         plant: a rank ends or stops itself at a step.
+        tier: whose the numbers are that its checks measure.
         grace_s: for the other ranks once one has failed; None is time_limit_s and 10 more.
 
     Attributes:
@@ -59,6 +62,7 @@ class Pool:
         step_limit_s: float = 0.0,
         one_gpu: bool = False,
         plant: Plant | None = None,
+        tier: Tier = "cpu",
         grace_s: float | None = None,
     ) -> None:
         self.kind, self.world_size = kind, world_size
@@ -86,6 +90,7 @@ class Pool:
                     dict(os.environ),
                     plant,
                     parent,
+                    tier,
                 )
                 process = context.Process(target=serve, args=(job, theirs, answers), daemon=True)
                 process.start()
@@ -182,7 +187,7 @@ class Pool:
         stopped = {r for r in ranks if is_stopped(self.pids[r])}
         places = {r: self._board.read(r) for r in ranks}
         guilty = culprits(places, stopped, known)
-        traces = self._traces(range(len(self._processes)))
+        traces = self._traces(range(len(self._processes))) if guilty else {}
         self._killed = True
         for rank in ranks:
             self._processes[rank].kill()
@@ -195,7 +200,7 @@ class Pool:
             else:
                 found[rank] = Outcome(rank, "left", detail, seconds, _step(place))
         for rank, outcome in {**known, **found}.items():
-            if rank in traces and any(o.state == "hung" for o in found.values()):
+            if rank in traces:
                 found[rank] = replace(outcome, traces=traces[rank])
         return found
 
@@ -214,25 +219,34 @@ class Pool:
         deadline = time.monotonic() + _TRACES_S
         status: dict[int, Any] = {}
         while len(status) < len(asked) and (now := time.monotonic()) < deadline:
-            pending = [self._questions[r] for r in asked if r not in status]
-            for pipe in wait(pending, deadline - now):
-                rank = self._questions.index(pipe)  # type: ignore[arg-type]
+            for pipe in wait(
+                [self._questions[r] for r in asked if r not in status], deadline - now
+            ):
+                assert isinstance(pipe, Connection)
                 try:
-                    status[rank] = {"workspaces": pipe.recv()}  # type: ignore[union-attr]
+                    status[self._questions.index(pipe)] = {"workspaces": pipe.recv()}
                 except (EOFError, OSError) as error:
-                    status[rank] = {"problem": f"no answer: {error!r}"}
+                    status[self._questions.index(pipe)] = {"problem": f"no answer: {error!r}"}
+        # Written by a signal's handler: not at once, and not in one piece.
+        sizes: list[int] = []
+        while time.monotonic() < deadline:
+            before, sizes = sizes, self._sizes(asked)
+            if sizes == before and 0 not in sizes:
+                break
+            time.sleep(0.05)
         silent = {"problem": f"no answer within {_TRACES_S:g} s"}
         return {r: Traces(self._stacks(r), status.get(r, silent)) for r in asked}
 
+    def _sizes(self, ranks: Sequence[int]) -> list[int]:
+        return [len(self._stacks(rank)) for rank in ranks]
+
     def _stacks(self, rank: int) -> str:
         with contextlib.suppress(OSError):
-            return Path(self._folder.name, f"stacks-{rank}").read_text()[-8000:]
+            return Path(self._folder.name, f"stacks-{rank}").read_text()[:_STACKS]
         return ""
 
 
-def culprits(
-    places: dict[int, Place], stopped: set[int], known: dict[int, Outcome]
-) -> set[int]:
+def culprits(places: dict[int, Place], stopped: set[int], known: dict[int, Outcome]) -> set[int]:
     """Return who of the ranks that have not answered keeps the others waiting. Pure.
 
     One that is stopped; else those that have begun the fewest steps. Where a rank has died, or has

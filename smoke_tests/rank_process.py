@@ -12,7 +12,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from smoke_tests.kinds import Kind
 from smoke_tests.leash import die_with_parent
 from smoke_tests.outcome import Outcome
+from smoke_tests.records import Tier
 from smoke_tests.steps import Board, Plant, Steps
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Job:
         time_limit_s: for how long the rank waits for a peer within a call.
         step_limit_s: of every collective step; 0 leaves each its own.
         parent: the process that it must not outlive, where that is what started it.
+        tier: whose the numbers are that a check measures.
     """
 
     kind: Kind
@@ -56,6 +58,7 @@ class Job:
     environment: Mapping[str, str]
     plant: Plant | None
     parent: int
+    tier: Tier
 
 
 def serve(job: Job, pipe: Connection, questions: Connection) -> None:
@@ -71,11 +74,14 @@ def serve(job: Job, pipe: Connection, questions: Connection) -> None:
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     board = Board(Path(job.folder, BOARD), job.world_size)
     steps = Steps(job.rank, board, STEP_LIMIT_S, job.step_limit_s, job.plant)
+    workspaces: weakref.WeakSet[Workspace] = weakref.WeakSet()
+    threading.Thread(target=_answer, args=(questions, workspaces), daemon=True).start()
     begin = time.monotonic()
     try:
         ranks = connect_ranks(
             job.kind, job.world_size, job.rank, job.time_limit_s, job.folder, steps
         )
+        ranks = replace(ranks, workspaces=workspaces, tier=job.tier)
         with steps.step("load the checks"):
             from smoke_tests.checks.registry import load
 
@@ -83,7 +89,6 @@ def serve(job: Job, pipe: Connection, questions: Connection) -> None:
     except BaseException:
         pipe.send(Outcome(job.rank, "failed", traceback.format_exc(), step=steps.failed_in))
         return
-    threading.Thread(target=_answer, args=(questions, ranks.workspaces), daemon=True).start()
     package = str(sys.modules["gemm_allreduce"].__file__)
     steps.rest()
     pipe.send(Outcome(job.rank, "passed", package, time.monotonic() - begin))

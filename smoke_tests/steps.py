@@ -37,11 +37,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Plant:
-    """A fault to plant: the rank sends itself the signal when it first comes to that step."""
+    """A fault to plant: the rank sends itself the signal when it first comes to that step.
+
+    ``limit_s``, where it is not 0, is then that step's time limit.
+    """
 
     rank: int
     step: str
     signal: int
+    limit_s: float = 0.0
 
 
 class Board:
@@ -107,14 +111,14 @@ class Steps:
     def step(self, name: str, limit_s: float = 0.0) -> Iterator[None]:
         """Be in a step, which must end within its time limit; steps may lie within others."""
         outer = self._place
-        limit = self._most_s or limit_s or self._limit_s
+        plant = self._plant if self._plant and self._plant.step == name else None
+        limit = (plant and plant.limit_s) or self._most_s or limit_s or self._limit_s
         now = time.monotonic()
         # Not later than what it lies in: that one's limit holds on.
         deadline = min(now + limit, outer.deadline)
         self._go(Place(name, outer.number + 1, now, deadline))
         self.names[name] = None
-        plant = self._plant
-        if plant and plant.step == name:
+        if plant:
             self._plant = None
             os.kill(os.getpid(), plant.signal)
         try:

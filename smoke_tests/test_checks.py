@@ -14,9 +14,7 @@ from smoke_tests.recording import Found
 from smoke_tests.tiers import Setting
 
 
-def test(
-    setting: Setting, check: Check, pool_of: Callable[[Setting], Pool], found: Found
-) -> None:
+def test(setting: Setting, check: Check, pool_of: Callable[[Setting], Pool], found: Found) -> None:
     """All ranks must pass; where the check ends ranks, those that are left."""
     pool = pool_of(setting)
     found.environment = pool.environment

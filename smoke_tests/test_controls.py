@@ -14,12 +14,19 @@ from smoke_tests.controls import Control, altered_sources
 from smoke_tests.pool import Pool
 from smoke_tests.tiers import Setting
 
+LIMIT_S = 2.0
+
 
 def test_control(setting: Setting, control: Control, tmp_path: Path) -> None:
     """The check fails on a fault, and passes on a stall."""
     sources = altered_sources(control, tmp_path)
     pool = Pool(
-        setting.kind, setting.world_size, sources, time_limit_s=2.0, one_gpu=setting.one_gpu
+        setting.kind,
+        setting.world_size,
+        sources,
+        time_limit_s=LIMIT_S,
+        one_gpu=setting.one_gpu,
+        grace_s=2 * LIMIT_S,
     )
     try:
         assert pool.usable, pool.started

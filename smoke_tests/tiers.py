@@ -88,7 +88,7 @@ def lacking(tier: Tier, host: Host) -> str:
 
 def select(asked: str, host: Host) -> Selection:
     """Return what runs: the tier and those below it; nothing asked for is all that can. Pure."""
-    wanted = TIERS[: TIERS.index(asked) + 1] if asked else TIERS  # type: ignore[arg-type]
+    wanted = TIERS[: TIERS.index(asked) + 1] if asked else TIERS
     reasons: Mapping[Tier, str] = {tier: lacking(tier, host) for tier in wanted}
     if asked and (why := reasons[asked]):  # type: ignore[index]
         return Selection((), (Skip(asked, why),), why)  # type: ignore[arg-type]
@@ -151,5 +151,6 @@ def settings(tier: Tier, ranks: int) -> list[Setting]:
         return virtual + shared
     if tier == "multi-gpu":
         count = ranks or max(w for w in RANKS if w <= max(1, _gpus()))
-        return [Setting(tier, "nvshmem", count), Setting(tier, "symmetric", count)]
+        # From the bottom up: `symmetric` has the checks of GPUs, driver and NCCL (layers.py).
+        return [Setting(tier, "symmetric", count), Setting(tier, "nvshmem", count)]
     return []

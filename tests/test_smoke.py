@@ -11,38 +11,50 @@ from pathlib import Path
 import pytest
 
 from smoke_tests.drawn import Sequence, fixed
+from smoke_tests.records import read
+from smoke_tests.tiers import Host, select
 from tdstack.bench import explain, launch
 from tdstack.errors import CheckFailed, HostError, TdstackError, TimeLimitError, UsageError
-from tdstack.smoke.run import smoke
+from tdstack.smoke.run import Options, smoke
+from tests.conftest import ROOT
 
 needs_torch = pytest.mark.skipif(
     not all(importlib.util.find_spec(n) for n in ("torch", "triton", "numpy")),
     reason="not installed: torch, Triton or numpy",
 )
 
-# Stands in for the real checks: the same options, and a report with one outcome.
+# Stands in for the real checks: the same options, and a report that ends as it is told.
 CONFTEST = """
-import json, pathlib
+import pathlib, sys
+sys.path.insert(0, {root!r})
+from smoke_tests.records import Check, RankState, Run, Skip, Verdict, Writer
 
 def pytest_addoption(parser):
-    for option in ("--tier", "--ranks", "--report", "--kernels"):
+    for option in ("--tier", "--ranks", "--records", "--kernels", "--parent", "--label"):
         parser.addoption(option)
 
 def pytest_sessionfinish(session):
-    checks = [{{"name": "cpu-w2-demo", "outcome": "{outcome}", "seconds": 1.0, "detail": ""}}]
     if {written}:
-        report = pathlib.Path(session.config.getoption("--report"))
-        report.write_text(json.dumps({{"schema": 1, "checks": checks}}))
-    session.exitstatus = {status}
+        with Writer(pathlib.Path(session.config.getoption("--records"))) as writer:
+            writer.write(Run(session.config.getoption("--label") or "here", "host", {{}}))
+            writer.write(Skip("gpu", "torch sees no GPU"))
+            ranks = (RankState(1, "{outcome}", "gather"),) if "{outcome}" != "passed" else ()
+            writer.write(Check("cpu", "cpu-w2-demo", "{outcome}", 1.0, "", ranks))
+            if {status} is not None:
+                tier = "passed" if "{outcome}" == "passed" else "failed"
+                writer.write(Verdict({status}, {{"cpu": tier, "gpu": "skipped"}}, {{"{outcome}": 1}}))
+    session.exitstatus = {status} or 0
 """
 
 
-def _checkout(folder: Path, outcome: str, status: int, written: bool = True) -> Path:
+def _checkout(
+    folder: Path, outcome: str, status: int | None, written: bool = True
+) -> tuple[Path, Options]:
     (folder / "smoke_tests").mkdir()
-    text = CONFTEST.format(outcome=outcome, status=status, written=written)
+    text = CONFTEST.format(outcome=outcome, status=status, written=written, root=str(ROOT))
     (folder / "smoke_tests" / "conftest.py").write_text(text)
     (folder / "smoke_tests" / "test_demo.py").write_text("def test_demo(): pass\n")
-    return folder
+    return folder, Options(tier="cpu", out=str(folder / "out"), label="demo")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -53,23 +65,23 @@ def test_a_sequence_of_calls_survives_being_printed(ranks: int) -> None:
     assert all(f"call {n}: " in str(sequence) for n in range(len(sequence.calls)))
 
 
-@pytest.mark.parametrize(("tier", "ranks"), [("gpus", 0), ("", 0), ("cpu", 3), ("cpu", -1)])
-def test_an_unknown_tier_or_number_of_ranks_is_a_usage_error(
-    tmp_path: Path, tier: str, ranks: int
-) -> None:
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        (Options(tier="gpus"), "--tier gpus"),
+        (Options(tier="cpu", ranks=3), "--ranks 3"),
+        (Options(ranks=-1), "--ranks -1"),
+        (Options(tier="gpu", kernels="best"), "--kernels best"),
+        (Options(tier="cpu", kernels="cubins"), "--kernels cubins"),
+        (Options(limit=-1), "--limit -1"),
+    ],
+)
+def test_what_does_not_exist_is_a_usage_error(tmp_path: Path, options: Options, where: str) -> None:
     with pytest.raises(UsageError) as caught:
-        smoke(tmp_path, tier, ranks, controls=False)
+        smoke(tmp_path, options)
+    assert caught.value.where == where
     assert caught.value.expected
-
-
-@pytest.mark.parametrize(("tier", "kernels"), [("gpu", "best"), ("cpu", "cubins"), ("cpu", "jit")])
-def test_kernels_of_no_such_source_are_a_usage_error(
-    tmp_path: Path, tier: str, kernels: str
-) -> None:
-    with pytest.raises(UsageError) as caught:
-        smoke(tmp_path, tier, 0, controls=False, kernels=kernels)
-    assert caught.value.where == f"--kernels {kernels}"
-    assert caught.value.expected
+    assert not list(tmp_path.iterdir()), "a folder for a report that will not be"
 
 
 @needs_torch
@@ -82,56 +94,115 @@ def test_timing_launches_needs_a_gpu(root: Path) -> None:
         launch(root)
 
 
-@needs_torch
-def test_a_tier_for_gpus_needs_them(tmp_path: Path) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this host has a GPU")
-    for tier in ("gpu", "multi-gpu"):
-        with pytest.raises(HostError, match=f"the tier {tier} needs"):
-            smoke(tmp_path, tier, 0, controls=False)
+ALL = frozenset({"torch", "triton", "numpy"})
 
 
-@needs_torch
-def test_the_end_of_the_checks_becomes_the_verdict(tmp_path: Path) -> None:
-    report = smoke(_checkout(tmp_path, "passed", 0), "cpu", 2, controls=False)
-    assert report["checks"][0]["name"] == "cpu-w2-demo"
-
-
-@needs_torch
 @pytest.mark.parametrize(
-    ("outcome", "status", "error"),
-    [("failed", 1, CheckFailed), ("failed", 6, TimeLimitError), ("passed", 3, CheckFailed)],
+    ("asked", "host", "runs", "skipped"),
+    [
+        ("", Host(ALL, 0, "2.13.0", False), ["import", "compile", "cpu"], {"gpu": "sees no GPU"}),
+        (
+            "",
+            Host(ALL, 1, "2.13.0", False),
+            ["import", "compile", "cpu", "gpu"],
+            {"multi-gpu": "one"},
+        ),
+        ("compile", Host(ALL, 8, "2.13.0", False), ["import", "compile"], {}),
+        ("", Host(frozenset(), 0, "", False), ["import"], {"compile": "no Triton", "cpu": "torch"}),
+        # An image of cubins has no Triton: nothing to interpret, and nothing missing for its GPU.
+        (
+            "gpu",
+            Host(ALL - {"triton"}, 1, "2.13.0", True),
+            ["import", "compile", "gpu"],
+            {"cpu": "not installed: triton"},
+        ),
+    ],
 )
-def test_a_failed_check_is_named(
-    tmp_path: Path, outcome: str, status: int, error: type[Exception]
+def test_tiers_that_run_and_why_others_do_not(
+    asked: str, host: Host, runs: list[str], skipped: dict[str, str]
+) -> None:
+    chosen = select(asked, host)
+    assert list(chosen.run) == runs
+    assert not chosen.impossible
+    reasons = {skip.tier: skip.reason for skip in chosen.skips}
+    assert all(words in reasons[tier] for tier, words in skipped.items())  # type: ignore[index]
+    assert not set(reasons) & set(runs)
+
+
+@pytest.mark.parametrize(("asked", "gpus"), [("gpu", 0), ("multi-gpu", 1), ("multi-node", 8)])
+def test_a_tier_that_was_asked_for_and_cannot_run_runs_nothing(asked: str, gpus: int) -> None:
+    chosen = select(asked, Host(ALL, gpus, "2.13.0", False))
+    assert not chosen.run
+    assert chosen.impossible
+    assert [skip.tier for skip in chosen.skips] == [asked]
+
+
+def test_the_verb_says_what_a_tier_lacks(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(HostError) as caught:
+        smoke(root, Options(tier="multi-node", out=str(tmp_path)))
+    assert "multi-node: " in caught.value.got
+    result = read(tmp_path / "run.jsonl")
+    assert result.verdict
+    assert result.verdict.exit_code == 3
+    assert not result.checks
+
+
+def test_a_run_that_passed_has_all_files_of_a_report(tmp_path: Path) -> None:
+    found = smoke(*_checkout(tmp_path, "passed", 0))
+    assert found["ok"]
+    assert found["tiers"] == {"cpu": "passed", "gpu": "skipped"}
+    assert found["skips"] == {"gpu": "torch sees no GPU"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "run.jsonl",
+        "index.html",
+        "junit.xml",
+    }
+    assert read(tmp_path / "out" / "run.jsonl").run.host == "demo"
+    with pytest.raises(HostError, match="a report is there already"):
+        smoke(tmp_path, Options(tier="cpu", out=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "error", "says"),
+    [
+        ("failed", 1, CheckFailed, "cpu-w2-demo"),
+        ("died", 1, CheckFailed, "rank 1 died in step 'gather'"),
+        ("hung", 6, TimeLimitError, "rank 1 hung in step 'gather'"),
+        ("failed", None, CheckFailed, "the run was cut off"),
+        # A verdict that its own checks contradict would be no verdict.
+        ("passed", None, CheckFailed, "the run was cut off"),
+    ],
+)
+def test_what_failed_is_named(
+    tmp_path: Path, outcome: str, status: int | None, error: type[TdstackError], says: str
 ) -> None:
     with pytest.raises(error) as caught:
-        smoke(_checkout(tmp_path, outcome, status), "cpu", 2, controls=False)
-    if outcome == "failed":
-        assert "cpu-w2-demo" in str(caught.value)
-        assert isinstance(caught.value, TdstackError)
-        assert caught.value.as_dict()["details"]
+        smoke(*_checkout(tmp_path, outcome, status))
+    assert says in str(caught.value)
+    assert caught.value.as_dict()["details"]
+    assert (tmp_path / "out" / "index.html").is_file(), "a report of what failed"
 
 
-@needs_torch
 def test_checks_that_did_not_run_are_no_success(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="the checks did not run"):
-        smoke(_checkout(tmp_path, "passed", 0, written=False), "cpu", 2, controls=False)
+        smoke(*_checkout(tmp_path, "passed", 0, written=False))
 
 
 @needs_torch
-def test_the_verb_writes_the_report_of_real_checks(root: Path) -> None:
+def test_the_verb_writes_the_report_of_real_checks(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "invoke", "smoke", "--tier", "cpu", "--ranks", "1", "--json"]
+    command += ["--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["ok"]
-    assert report["tier"] == "cpu"
-    names = {check["name"] for check in report["checks"]}
+    found = json.loads(done.stdout)
+    assert found["tiers"] == {"import": "passed", "compile": "passed", "cpu": "passed"}
+    result = read(tmp_path / "out" / "run.jsonl")
+    names = [check.name for check in result.checks]
     assert "cpu-w1-integers_are_exact" in names
-    assert report["machine"]["triton"]
+    assert names[0].startswith("import-"), "the lowest tier first"
+    assert result.run.machine["triton"]
+    assert result.verdict
+    assert result.verdict.counts["passed"] == len(names)
 
 
 def test_explain_names_the_rule_and_refuses_what_is_not_served(

@@ -17,6 +17,7 @@ from shutil import rmtree
 from tempfile import gettempdir
 from typing import Any, Final
 
+from smoke_tests.layers import diagnose, seen_of
 from smoke_tests.records import TIERS, Check, Measure, RecordError, Result, read
 from tdstack.console import say, warn
 from tdstack.errors import (
@@ -92,13 +93,13 @@ def smoke(root: Path, options: Options) -> dict[str, Any]:
     _write_reports(file, folder)
     found = summary(result, folder)
     _say(result, folder)
-    if error := error_of(result, found, status):
-        raise error
+    if failure := error_of(result, found, status):
+        raise failure
     return found
 
 
 def command(options: Options, file: Path) -> list[str]:
-    """Return what runs the checks, with their records in a file. Pure, but for this process's id."""
+    """Return what runs the checks, with their records in a file, while this process lives."""
     words = [sys.executable, "-m", "pytest", "smoke_tests", "-p", "no:cacheprovider", "-ra", "-q"]
     words += [f"--records={file}", f"--parent={os.getpid()}", f"--ranks={options.ranks}"]
     words += [f"--tier={options.tier}"] if options.tier else []
@@ -152,7 +153,8 @@ def error_of(result: Result, found: Mapping[str, Any], status: int) -> TdstackEr
     failed: list[str] = found["failed"]
     where = "; ".join(failed[:_SHOWN])
     where += f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
-    report = f"see {found['report']}"
+    cause = diagnose(seen_of(result.checks))
+    report = f"{cause}; see {found['report']}" if cause else f"see {found['report']}"
     if result.verdict is None:
         text = "the run was cut off"
         return CheckFailed(text, where=where, got=f"exit code {status}", details=found)
@@ -172,7 +174,7 @@ def error_of(result: Result, found: Mapping[str, Any], status: int) -> TdstackEr
 
 
 def describe(check: Check) -> str:
-    """Return a failed check's name, and of ranks that died or hung which, and in which step. Pure."""
+    """Return a failed check's name, and which ranks died or hung in which step. Pure."""
     ranks = [
         f"rank {r.rank} {r.state} in step {r.step!r}"
         for r in check.ranks
@@ -217,7 +219,7 @@ def _write_reports(file: Path, folder: Path) -> None:
 
 def _say(result: Result, folder: Path) -> None:
     tiers = result.verdict.tiers if result.verdict else {}
-    for tier in sorted(tiers, key=lambda name: TIERS.index(name)):  # type: ignore[arg-type]
+    for tier in sorted(tiers, key=lambda name: TIERS.index(name)):
         reason = next((skip.reason for skip in result.skips if skip.tier == tier), "")
         passed = sum(c.tier == tier and c.outcome == "passed" for c in result.checks)
         count = sum(c.tier == tier for c in result.checks)
