@@ -460,6 +460,7 @@ def test_a_measure_that_left_its_band_is_worse() -> None:
     after = tuple(dataclasses.replace(m, value=m.value * 0.998) for m in low)
     found = compare(before, dataclasses.replace(SAME, measures=after))
     assert [m for m in found.measures if m.beyond_noise] == []
+    assert all(m.worse for m in found.measures)
     assert found.worse
 
 
