@@ -314,7 +314,7 @@ def test_the_bound_of_a_sum_holds_and_is_not_idle() -> None:
 
 
 class _Method(Enum):
-    Consumer = 1
+    Consumer_Load = 1
     Consumer_Multimem = 2
 
 
@@ -331,7 +331,7 @@ def test_triton_distributed_is_told_to_load_and_store() -> None:
     contexts = [SimpleNamespace(all_reduce_method=_Method.Consumer_Multimem) for _ in range(2)]
     new = SimpleNamespace(USE_MULTIMEM_ST=True, ctx=SimpleNamespace(ctxs=contexts))
     without_multimem(new)
-    assert [c.all_reduce_method for c in contexts] == [_Method.Consumer] * 2
+    assert [c.all_reduce_method for c in contexts] == [_Method.Consumer_Load] * 2
     contexts[0].all_reduce_method = _OnlyMulticast.Ring_Multimem
     with pytest.raises(AssertionError, match="nothing but multicast"):
         without_multimem(new)
