@@ -30,7 +30,10 @@ def test_a_board_is_read_from_another_mapping_and_survives_half_a_write(tmp_path
     place = theirs.read(1)
     assert (place.number, place.begin, place.deadline) == (3, 1.5, 2.5)
     assert place.step.startswith("é" * 50), "cut, but readable"
+    first = (tmp_path / "board").read_bytes()
+    record = slice(start := 512 + (8, 260)[first[512]], start + 252)
     ours.write(1, Place("second", 4, 2.0, 3.0))
+    assert (tmp_path / "board").read_bytes()[record] == first[record], "it was the one that held"
     # What a rank has written of the next one, that is killed before it says that it holds.
     data = bytearray((tmp_path / "board").read_bytes())
     valid = data[512]
