@@ -35,6 +35,7 @@ _SELECTION = pytest.StashKey[Selection]()
 _RECORDING = pytest.StashKey[Recording]()
 _FOUND = pytest.StashKey[Found]()
 _HUNG = pytest.StashKey[bool]()
+_STATUS = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -287,3 +288,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if config.getoption("--records") or hung:
             session.exitstatus = code
     recording.close()
+    config.stash[_STATUS] = int(session.exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave at once where a parent waits: a library's exit handlers may wait for dead ranks."""
+    if config.getoption("--parent") and (status := config.stash.get(_STATUS, None)) is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

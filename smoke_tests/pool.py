@@ -67,7 +67,7 @@ class Pool:
     ) -> None:
         self.kind, self.world_size = kind, world_size
         self._grace_s = time_limit_s + GRACE_S if grace_s is None else grace_s
-        self._shm, self._killed = leftovers.present(), False
+        self._shm, self._killed, self._busy = leftovers.present(), False, False
         # The name says whose it is: whoever waits for this process removes what it leaves.
         self._folder = tempfile.TemporaryDirectory(prefix=f"smoke-{os.getpid()}-")
         self._board = Board(Path(self._folder.name, BOARD), world_size)
@@ -121,10 +121,13 @@ class Pool:
         When the limit, or that of a step, is over, all ranks are asked for their stacks and their
         workspaces' status; those that have not answered are killed.
         """
+        self._busy = True
         for pipe in self._pipes:
             with contextlib.suppress(OSError):  # a dead one is reported below
                 pipe.send(check)
-        return self._collect(limit_s)
+        outcomes = self._collect(limit_s)
+        self._busy = False
+        return outcomes
 
     def place(self, rank: int) -> Place:
         """Return where a rank is, or was when it ended."""
@@ -135,7 +138,8 @@ class Pool:
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send(None)
-        deadline = time.monotonic() + _CLOSE_S
+        # After an interruption they are in the middle of a check, and do not listen.
+        deadline = time.monotonic() + (0 if self._busy else _CLOSE_S)
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
         for process in self._processes:

@@ -41,8 +41,8 @@ def pytest_sessionfinish(session):
             ranks = (RankState(1, "{outcome}", "gather"),) if "{outcome}" != "passed" else ()
             writer.write(Check("cpu", "cpu-w2-demo", "{outcome}", 1.0, "", ranks))
             if {status} is not None:
-                tier = "passed" if "{outcome}" == "passed" else "failed"
-                tiers = {{"cpu": tier, "gpu": "skipped"}}
+                cpu = "passed" if "{outcome}" == "passed" else "failed"
+                tiers = {{"cpu": cpu, "gpu": "skipped"}}
                 writer.write(Verdict({status}, tiers, {{"{outcome}": 1}}))
     session.exitstatus = {status} or 0
 """

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 LIMIT_S = 1.0
-SHORT = {"time_limit_s": 1.0, "grace_s": 1.0}
+SHORT = {"time_limit_s": 1.0, "grace_s": 0.4}
 MEETING = (
     "meet the other ranks",
     "create the workspace",

@@ -304,7 +304,7 @@ def _write_reports(file: Path, folder: Path) -> None:
 def _say(result: Result, folder: Path) -> None:
     tiers = result.verdict.tiers if result.verdict else {}
     for tier in sorted(tiers, key=lambda name: TIERS.index(name)):
-        reason = next((skip.reason for skip in result.skips if skip.tier == tier), "")
+        reason = next((skip.reason for skip in result.skips if skip.tier == tier), "nothing")
         passed = sum(c.tier == tier and c.outcome == "passed" for c in result.checks)
         count = sum(c.tier == tier for c in result.checks)
         told = reason if tiers[tier] == "skipped" else f"{passed} of {count} checks"
