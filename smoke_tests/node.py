@@ -100,7 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PlaceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    cpu = given.kind == "cpu" or (given.kind == "auto" and not _gpus())
+    cpu = given.kind == "cpu"
+    if not cpu and not _gpus():
+        print("error: this node has no GPU; --kind cpu runs interpreted ranks", file=sys.stderr)
+        return 3
     _prepare(place, cpu=cpu)
     return _Rank(place, given, cpu=cpu).work()
 
@@ -108,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m smoke_tests.node", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for run.jsonl")
-    kind = "cpu: the interpreter; gpu; auto: gpu where there is one"
-    parser.add_argument("--kind", choices=("auto", "cpu", "gpu"), default="auto", help=kind)
+    kind = "gpu (default), or cpu: Triton's interpreter"
+    parser.add_argument("--kind", choices=("cpu", "gpu"), default="gpu", help=kind)
     parser.add_argument("--check", action="append", help="only this check; repeatable")
     parser.add_argument("--limit-s", type=float, help="for each check, in place of its own limit")
     parser.add_argument("--label", default="", help="name of the host in the report")
@@ -141,7 +144,8 @@ class _Rank:
 
     def __init__(self, place: Place, given: argparse.Namespace, *, cpu: bool) -> None:
         self.place, self.given, self.cpu = place, given, cpu
-        self.tier: Tier = "multi-node" if place.nodes > 1 else "multi-gpu"
+        alone: Tier = "cpu" if cpu else "multi-gpu"
+        self.tier: Tier = "multi-node" if place.nodes > 1 else alone
         self.progress = Progress()
         # A step within a check may take as long as the check: both are given by --limit-s.
         self.steps = Steps(place.rank, self.progress, STEP_LIMIT_S, given.limit_s or 0.0)

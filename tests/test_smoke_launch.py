@@ -238,7 +238,7 @@ def test_what_is_missing_is_said_before_anything_starts(root: Path, tmp_path: Pa
         text=True,
         check=False,
     )
-    assert done.returncode == 2
+    assert done.returncode == 2, done.stderr
     assert "--master-addr" in done.stderr
     slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2",
              "SLURM_STEP_NODELIST": "gpu[3-4]", "SLURM_NODEID": "1"}  # fmt: skip

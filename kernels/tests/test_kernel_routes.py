@@ -16,6 +16,7 @@ ZERO = "0" * 32
 ENS6 = f"{ZERO} 00 {ZERO} 00 fd000000000000000000000000000001 00000400 2 0 00000003     ens6\n"
 NEAR6 = f"fd{ZERO[2:]} 40 {ZERO} 00 {ZERO} 00000100 1 0 00000001     ens6\n"
 REFUSES = f"{ZERO} 00 {ZERO} 00 {ZERO} 00000001 1 0 00200200       lo\n"
+REFUSED = REFUSES.replace("00200200", "00000201")
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,7 @@ REFUSES = f"{ZERO} 00 {ZERO} 00 {ZERO} 00000001 1 0 00200200       lo\n"
         (HEAD + ETH0 + BOND, "", ("bond0", "AF_INET")),
         (HEAD + DOWN + ETH0, "", ("eth0", "AF_INET")),
         (HEAD, REFUSES + NEAR6 + ENS6, ("ens6", "AF_INET6")),
+        (HEAD, REFUSED + ENS6, ("ens6", "AF_INET6")),
         (HEAD + NEAR, ENS6, ("ens6", "AF_INET6")),
         ("", ENS6, ("ens6", "AF_INET6")),
         (HEAD + NEAR, REFUSES + NEAR6, ("", "")),

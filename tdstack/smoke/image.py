@@ -31,6 +31,8 @@ SHM: Final = 1 << 30
 STACK: Final = 64 << 20
 LIMIT_S: Final = 3600.0
 CHECKS, TOOLS, OUT = "/smoke/smoke_tests", "/smoke/tools", "/smoke/out"
+# The checks import tdstack.verify: in an image that is what its tdstack-verify runs.
+TOOLKIT, VERIFY = "/smoke/tdstack", f"/{PREFIX}/lib/tdstack_verify"
 PYTHON: Final = f"/{PREFIX}/bin/python"
 
 # Appended, not put in front: where the image has one of these packages, it keeps its own.
@@ -136,7 +138,18 @@ def run_checks(
         written = Path(folder, "out")
         written.mkdir()
         written.chmod(0o777)
-        request = request_for(inside, root / "smoke_tests", packages, written, options, limit_s)
+        toolkit = Path(folder, "tdstack")
+        toolkit.mkdir()
+        (toolkit / "__init__.py").touch()
+        (toolkit / "verify").symlink_to(VERIFY)
+        Path(folder).chmod(0o755)
+        mounts = (
+            Mount(root / "smoke_tests", CHECKS),
+            Mount(packages, TOOLS),
+            Mount(toolkit, TOOLKIT),
+            Mount(written, OUT, writable=True),
+        )
+        request = request_for(inside, mounts, options, limit_s)
         try:
             return inside.engine.run(request, say)
         finally:
@@ -145,12 +158,7 @@ def run_checks(
 
 
 def request_for(
-    inside: Inside,
-    checks: Path,
-    packages: Path,
-    written: Path,
-    options: Sequence[str],
-    limit_s: float = LIMIT_S,
+    inside: Inside, mounts: Sequence[Mount], options: Sequence[str], limit_s: float = LIMIT_S
 ) -> RunRequest:
     """Render the run. Pure."""
     command = [PYTHON, "-c", _BOOT, CHECKS, f"--rootdir={CHECKS}"]
@@ -159,7 +167,7 @@ def request_for(
     return RunRequest(
         inside.ref,
         command,
-        mounts=(Mount(checks, CHECKS), Mount(packages, TOOLS), Mount(written, OUT, writable=True)),
+        mounts=mounts,
         env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(CHECKS).parent)},
         user=USER,
         limit_s=limit_s,

@@ -104,7 +104,7 @@ def smoke(root: Path, options: Options) -> dict[str, Any]:
         words = nodes_command(options, folder) if nodes else command(options, folder / FILE)
         status = run_checks(root, words)
     file = folder / FILE
-    if options.tier == "multi-node" and status in (0, ExitCode.USAGE) and not file.exists():
+    if options.tier == "multi-node" and not file.exists():
         return _elsewhere(folder, status)
     try:
         result = read(file)
@@ -189,6 +189,12 @@ def _elsewhere(folder: Path, status: int) -> dict[str, Any]:
             "which node this is cannot be told",
             where="--tier multi-node",
             remedy="what is missing is said above; docs/smoke-places.md has the commands",
+        )
+    if status:
+        raise HostError(
+            "the ranks of this node did not run",
+            where="--tier multi-node",
+            got=f"exit code {status}; what happened is said above, or in the first node's report",
         )
     say("this node's ranks passed; the report is on the first node")
     return {"ok": True, "exit_code": 0, "tiers": {"multi-node": "passed"}, "report": str(folder)}
