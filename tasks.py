@@ -335,6 +335,7 @@ def verify(
     out="new folder for the report (default: a dated one in smoke-reports/)",
     label="name of this host in the report (default: its own)",
     limit="seconds for each step that waits for other ranks (default: each step's own)",
+    image="run inside this image: REF, as `invoke build` made it",
 )
 def smoke(
     c: Context,
@@ -345,13 +346,15 @@ def smoke(
     out: str = "",
     label: str = "",
     limit: float = 0.0,
+    image: str = "",
+    engine: str = "auto",
     json: bool = False,
 ) -> None:
     """Check this environment and the fused kernels: imports, compilation, ranks of every kind."""
     from tdstack.smoke.run import Options
     from tdstack.smoke.run import smoke as run
 
-    options = Options(tier, ranks, kernels, self_test, out, label, limit)
+    options = Options(tier, ranks, kernels, self_test, out, label, limit, image, engine)
     found = run(Workspace.here().root, options)
     if json:
         console.emit_json(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import signal
@@ -160,12 +161,19 @@ def _drawn_cases(config: pytest.Config) -> list[ParameterSet]:
 def _check_cases(config: pytest.Config) -> list[ParameterSet]:
     cases = [s for tier in _tiers(config) for s in settings(tier, config.getoption("--ranks"))]
     return [
-        pytest.param(setting, check, id=f"{setting.id}-{check.name}")
+        pytest.param(setting, check, id=f"{setting.id}-{check.name}", marks=_absent(check.needs))
         for setting in cases
         for check in load().values()
         if setting.kind in check.kinds and setting.world_size >= check.least_ranks
         if not check.needs_cubins or config.getoption("--kernels") == "cubins"
+        if not (check.own_gpu and setting.one_gpu)
     ]
+
+
+def _absent(module: str) -> list[pytest.MarkDecorator]:
+    if not module or importlib.util.find_spec(module):
+        return []
+    return [pytest.mark.skip(reason=f"not installed: {module}")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

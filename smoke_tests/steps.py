@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 SLOT: Final = 512
 _HEAD: Final = struct.Struct("<Qddq")
@@ -83,6 +83,13 @@ class Board:
         self._memory[start] = other
 
 
+class Writes(Protocol):
+    """Takes down where a rank is."""
+
+    def write(self, rank: int, place: Place) -> None:
+        """Say where a rank is."""
+
+
 class Steps:
     """One rank's steps. Without a board nobody watches: for ranks in the caller's own process.
 
@@ -92,7 +99,7 @@ class Steps:
     def __init__(
         self,
         rank: int,
-        board: Board | None = None,
+        board: Writes | None = None,
         limit_s: float = 90.0,
         most_s: float = 0.0,
         plant: Plant | None = None,

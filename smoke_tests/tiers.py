@@ -151,5 +151,6 @@ def settings(tier: Tier, ranks: int) -> list[Setting]:
         return virtual + shared
     if tier == "multi-gpu":
         count = ranks or max(w for w in RANKS if w <= max(1, _gpus()))
-        return [Setting(tier, "nvshmem", count), Setting(tier, "symmetric", count)]
+        # From the bottom up: `symmetric` has the checks of GPUs, driver and NCCL (layers.py).
+        return [Setting(tier, "symmetric", count), Setting(tier, "nvshmem", count)]
     return []

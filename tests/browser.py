@@ -29,7 +29,7 @@ def find_browser() -> str | None:
 
 
 class Page:
-    """A browser's only tab. ``problems`` are errors and warnings of its console, and failed loads."""
+    """A browser's only tab. ``problems`` are what its console warns of, and what it fetched."""
 
     def __init__(self, out: int, into: int) -> None:
         self._out, self._into = out, into

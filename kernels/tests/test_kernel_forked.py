@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import gemm_allreduce
 from gemm_allreduce.forked import run_forked
 from gemm_allreduce.progress import PACE_S, Progress
 
@@ -77,7 +78,9 @@ def test_children_of_a_parent_that_is_killed_end_with_their_task(tmp_path: Path)
         "    return bytes(1_000_000)  # more than a pipe holds\n"
         "list(run_forked(range(3), work, 3))\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    sources = str(Path(gemm_allreduce.__file__).resolve().parent.parent)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    parent = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": sources})
     _until(lambda: len(list(tmp_path.iterdir())) == 3)
     parent.kill()
     parent.wait()

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from smoke_tests.kinds import Kind
+from smoke_tests.layers import LAYERS, Layer, layer_of
 
 if TYPE_CHECKING:
     from smoke_tests.ranks import Ranks
@@ -24,6 +25,8 @@ class Check:
 
     ``ends_ranks``: it leaves ranks behind that cannot be used again. ``least_ranks``: with fewer
     there is nothing to see. ``needs_cubins``: it looks at kernels that were compiled ahead of time.
+    ``own_gpu``: every rank must have a GPU of its own. ``needs``: a module, without which the check
+    is skipped.
     """
 
     name: str
@@ -33,9 +36,29 @@ class Check:
     time_limit_s: float
     least_ranks: int
     needs_cubins: bool
+    own_gpu: bool
+    needs: str
+
+    @property
+    def layer(self) -> Layer:
+        """What it is about; see layers.py."""
+        return layer_of(self.name)
 
 
 CHECKS: dict[str, Check] = {}
+MODULES = (
+    "devices",
+    "collectives",
+    "links",
+    "triton_distributed",
+    "results",
+    "sequences",
+    "shapes",
+    "refusals",
+    "faults",
+    "memory",
+    "cubins",
+)
 
 
 def check(
@@ -44,6 +67,8 @@ def check(
     time_limit_s: float = 120.0,
     least_ranks: int = 1,
     needs_cubins: bool = False,
+    own_gpu: bool = False,
+    needs: str = "",
 ) -> Callable[[Body], Body]:
     """Register a check under its function's name."""
 
@@ -51,7 +76,15 @@ def check(
         name = body.__name__
         assert name not in CHECKS, name
         CHECKS[name] = Check(
-            name, body, kinds or ALL, ends_ranks, time_limit_s, least_ranks, needs_cubins
+            name,
+            body,
+            kinds or ALL,
+            ends_ranks,
+            time_limit_s,
+            least_ranks,
+            needs_cubins,
+            own_gpu,
+            needs,
         )
         return body
 
@@ -60,7 +93,12 @@ def check(
 
 def load() -> dict[str, Check]:
     """Import every module of checks; return them by name."""
-    for module in ("results", "sequences", "shapes", "refusals", "faults", "memory", "cubins"):
+    for module in MODULES:
         import_module(f"smoke_tests.checks.{module}")
-    # Ranks take long to start: those checks come last that need new ones after them.
-    return dict(sorted(CHECKS.items(), key=lambda item: item[1].ends_ranks))
+
+    # Ranks take long to start: those checks come last that need new ones after them. The others
+    # run from the bottom up, so that the first failure is the one to look at.
+    def order(item: tuple[str, Check]) -> tuple[bool, int]:
+        return item[1].ends_ranks, LAYERS.index(item[1].layer)
+
+    return dict(sorted(CHECKS.items(), key=order))

@@ -50,8 +50,25 @@ class RunResult:
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What a container gets beyond what its engine gives; sizes in bytes.
+
+    Attributes:
+        shm: size of /dev/shm; None leaves the engine's (Docker: 64 MiB).
+        stack: limit of each thread's stack; None leaves the engine's.
+        locked_memory: whether memory may be locked without a limit, as RDMA needs.
+        gpus: whether all GPUs of the host are passed through.
+    """
+
+    shm: int | None = None
+    stack: int | None = None
+    locked_memory: bool = False
+    gpus: bool = False
+
+
+@dataclass(frozen=True)
 class RunRequest:
-    """A command in a container. The network is always off."""
+    """A command in a container. The network is always off, but for the container's loopback."""
 
     ref: str
     command: Sequence[str]
@@ -59,6 +76,7 @@ class RunRequest:
     env: Mapping[str, str] = field(default_factory=dict)
     user: str = "0:0"
     limit_s: float = 900
+    resources: Resources = Resources()
 
 
 class Engine(Protocol):
@@ -113,6 +131,7 @@ class Engine(Protocol):
         """Run a command in a throw-away container, without a network.
 
         `say` gets each line of its stderr as it is written.
-        Raises: HostError when the container cannot be started; TimeLimitError past its limit.
+        Raises: HostError when the container cannot be started, or cannot get the resources;
+        TimeLimitError past its limit.
         """
         ...

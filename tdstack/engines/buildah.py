@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -116,7 +118,14 @@ class Buildah:
     def run(self, request: RunRequest, say: Callable[[str], None] | None = None) -> RunResult:
         """Run a command in a throw-away container, without a network."""
         container = f"tdstack-{uuid.uuid4().hex[:12]}"
-        self._must(run(["buildah", "from", "--pull-never", "--name", container, request.ref]))
+        if request.resources.gpus:
+            raise HostError(
+                "buildah does not pass GPUs through to a container",
+                where="--engine buildah",
+                remedy="use --engine docker, with the NVIDIA Container Toolkit",
+            )
+        most = resource.getrlimit(resource.RLIMIT_STACK)[1]
+        self._must(run(from_command(container, request, None if most < 0 else most)))
         try:
             command = run_command(container, request, os.geteuid() == 0)
             # A chroot has no process namespace: what the command forked would outlive it.
@@ -139,14 +148,31 @@ class Buildah:
         )
 
 
+def from_command(container: str, request: RunRequest, most_stack: int | None) -> Sequence[str]:
+    """Render what makes the container. Pure.
+
+    `most_stack` is what this process may raise its stack to, and None without a limit: more
+    would be refused. Chroot isolation has the host's /dev/shm, whatever size is asked for.
+    """
+    command = ["buildah", "from", "--pull-never", "--name", container]
+    wanted = request.resources
+    if wanted.shm is not None:
+        command += ["--shm-size", str(wanted.shm)]
+    if wanted.stack is not None:
+        stack = wanted.stack if most_stack is None else min(wanted.stack, most_stack)
+        command += ["--ulimit", f"stack={stack}:{stack}"]
+    return [*command, request.ref]
+
+
 def run_command(container: str, request: RunRequest, root: bool) -> Sequence[str]:
     """Render a run request as buildah's command line. Pure.
 
     Chroot isolation works in containers and on every cgroup layout, but shares the host's
-    network; as root a network namespace without any interface takes it away.
+    network; as root a network namespace with nothing but its loopback takes it away.
     """
     if root:
-        command = ["unshare", "--net", "buildah", "run", "--isolation", "chroot"]
+        loopback = [sys.executable, str(Path(__file__).with_name("loopback.py"))]
+        command = ["unshare", "--net", *loopback, "buildah", "run", "--isolation", "chroot"]
     else:
         command = ["buildah", "run", "--isolation", "rootless", "--network", "none"]
     command += ["--user", request.user]

@@ -19,6 +19,7 @@ from typing import Any
 import docker
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.types import DeviceRequest, Ulimit
 
 from tdstack.assemble.image import Image, write_layout
 from tdstack.assemble.tar import BLOCK, CHUNK
@@ -172,6 +173,12 @@ class Docker:
                 where=" ".join(request.command),
             ) from error
         except (APIError, ImageNotFound) as error:
+            if request.resources.gpus and "device driver" in str(error):
+                raise HostError(
+                    "docker cannot pass GPUs through",
+                    got=str(error)[:300],
+                    remedy="install the NVIDIA Container Toolkit, and restart the daemon",
+                ) from error
             raise _refused("run", str(error)) from error
         finally:
             if container is not None:
@@ -197,7 +204,7 @@ def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:
 
 def run_arguments(request: RunRequest) -> dict[str, Any]:
     """Render a run request as arguments of the API's container creation. Pure."""
-    return {
+    arguments: dict[str, Any] = {
         "command": list(request.command),
         "entrypoint": [],
         "user": request.user,
@@ -208,6 +215,19 @@ def run_arguments(request: RunRequest) -> dict[str, Any]:
             for m in request.mounts
         },
     }
+    wanted = request.resources
+    if wanted.shm is not None:
+        arguments["shm_size"] = wanted.shm
+    limits = []
+    if wanted.stack is not None:
+        limits.append(Ulimit(name="stack", soft=wanted.stack, hard=wanted.stack))
+    if wanted.locked_memory:
+        limits.append(Ulimit(name="memlock", soft=-1, hard=-1))
+    if limits:
+        arguments["ulimits"] = limits
+    if wanted.gpus:
+        arguments["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
+    return arguments
 
 
 def archive_stream(layout: Path, image: Image, ref: str) -> Iterator[bytes]:

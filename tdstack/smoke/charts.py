@@ -143,10 +143,11 @@ def heat_map(view: Matrix) -> HeatMap:
     place = {rank: LEFT + number * side for number, rank in enumerate(view.ranks)}
     top = 40.0 - LEFT
     values = [cell.value for cell in view.cells.values()]
-    low, high = min(values), max(values)
+    # From 0: small differences must not look like large ones.
+    high = max(map(abs, values)) or 1.0
     cells = []
     for (source, target), measure in sorted(view.cells.items()):
-        share = (measure.value - low) / (high - low) if high > low else 0.5
+        share = max(0.0, measure.value / high)
         bad = measure.outcome == "failed" or (source, target) in view.slow
         title = f"{source} to {target}: {show_value(measure)}" + (", slow" if bad else "")
         text = f"{measure.value:.3g}" if len(view.ranks) <= TEXT_UP_TO else ""

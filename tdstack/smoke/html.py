@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from smoke_tests.bands import show_band
-from smoke_tests.records import Measure, Result
+from smoke_tests.records import TIERS, Measure, Result
 from tdstack.smoke.charts import heat_map, line_chart
 from tdstack.smoke.summary import MARKS, summarize
 from tdstack.smoke.views import lines_over_m, matrices, others, show_labels
@@ -26,7 +26,11 @@ def run_page(result: Result) -> str:
         run=result.run,
         devices=show_devices(result.run.machine),
         summary=summarize(result),
-        checks=result.checks,
+        checks=[
+            (tier, rows)
+            for tier in TIERS
+            if (rows := [check for check in result.checks if check.tier == tier])
+        ],
         evidence=result.evidence,
         lines=[line_chart(view) for view in lines_over_m(result.measures)],
         maps=[heat_map(view) for view in matrices(result.measures)],

@@ -52,6 +52,12 @@ class Outlier:
     z: float
     nodes: int
     worse: bool
+    far: bool
+
+    @property
+    def verdict(self) -> str:
+        """``slow``, which fails the cluster, ``worse`` or ``better``."""
+        return "slow" if self.worse and self.far else "worse" if self.worse else "better"
 
     @property
     def share(self) -> float:
@@ -79,9 +85,9 @@ class Merged:
 
     @property
     def ok(self) -> bool:
-        """Whether every node passed and none is an outlier for the worse."""
+        """Whether every node passed and none is far from the others for the worse."""
         return all(n.state == "passed" for n in self.nodes) and not any(
-            outlier.worse for outlier in self.outliers
+            outlier.verdict == "slow" for outlier in self.outliers
         )
 
     @property
@@ -89,8 +95,10 @@ class Merged:
         """The state of the cluster in a sentence."""
         counts = [(state, sum(n.state == state for n in self.nodes)) for state in _ORDER]
         parts = [f"{count} {state}" for state, count in counts if count]
-        worse = sum(outlier.worse for outlier in self.outliers)
-        parts += [f"{worse} outliers for the worse"] if worse else []
+        slow = sum(outlier.verdict == "slow" for outlier in self.outliers)
+        parts += [f"{slow} measures far too slow"] if slow else []
+        worse = sum(outlier.verdict == "worse" for outlier in self.outliers)
+        parts += [f"{worse} worse than others"] if worse else []
         parts += [f"mixed: {', '.join(row.name for row in self.mixed)}"] if self.mixed else []
         return f"{len(self.nodes)} nodes: " + "; ".join(parts)
 
@@ -113,7 +121,7 @@ class Merged:
                     "mad": outlier.mad,
                     "z": round(outlier.z, 2),
                     "nodes": outlier.nodes,
-                    "worse": outlier.worse,
+                    "verdict": outlier.verdict,
                 }
                 for outlier in self.outliers
             ],
@@ -227,7 +235,7 @@ def _outliers(results: Mapping[str, Result]) -> Iterator[Outlier]:
         for odd in find_odd({name: measure.value for name, measure in row.items()}):
             measure = row[odd.key]
             worse = is_worse(odd.value - odd.median, measure.unit, measure.name)
-            yield Outlier(odd.key, measure, odd.median, odd.mad, odd.z, len(row), worse)
+            yield Outlier(odd.key, measure, odd.median, odd.mad, odd.z, len(row), worse, odd.far)
 
 
 def _mixed(results: Mapping[str, Result]) -> Iterator[Mixed]:
@@ -254,7 +262,7 @@ def say_merged(merged: Merged) -> Iterator[tuple[str, list[str], list[list[str]]
                 f"{o.median:.4g}",
                 f"{o.share:+.1%}",
                 f"{o.z:+.1f}",
-                "worse" if o.worse else "better",
+                o.verdict,
             ]
             for o in merged.outliers[:SHOWN]
         ]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from shutil import rmtree
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from smoke_tests.records import TIERS, Check, Measure, RecordError, Result, read
 from tdstack.console import say, warn
+from tdstack.engines.choose import choose_engine
 from tdstack.errors import (
     CheckFailed,
     ExitCode,
@@ -27,6 +28,8 @@ from tdstack.errors import (
     TimeLimitError,
     UsageError,
 )
+from tdstack.smoke.image import OUT, USER, Inside, find_image, host_gpus
+from tdstack.smoke.image import run_checks as run_in_image
 
 RANKS: Final = (0, 1, 2, 4, 8)
 KERNELS: Final = ("auto", "cubins", "jit")
@@ -46,6 +49,8 @@ class Options:
     out: str = ""
     label: str = ""
     limit: float = 0.0
+    image: str = ""
+    engine: str = "auto"
 
     def require_valid(self) -> None:
         """Raises: UsageError for what does not exist or contradicts itself."""
@@ -64,6 +69,14 @@ class Options:
                 where=f"--kernels {self.kernels}",
                 expected="--tier gpu or multi-gpu",
             )
+        if self.image and self.tier == "multi-node":
+            raise UsageError(
+                "an image is run on one host; on many its container is started by their scheduler",
+                where="--image --tier multi-node",
+                remedy="docs/smoke-places.md has the command for each",
+            )
+        if self.engine != "auto" and not self.image:
+            raise UsageError("an engine runs images, and none is named", where="--engine")
         if self.limit < 0:
             expected = "seconds; 0 for each step's own"
             raise UsageError("no time limit", where=f"--limit {self.limit:g}", expected=expected)
@@ -80,9 +93,18 @@ def smoke(root: Path, options: Options) -> dict[str, Any]:
     if not importlib.util.find_spec("pytest"):
         remedy = "scripts/bootstrap.sh smoke"
         raise HostError("the checks cannot run here", got="not installed: pytest", remedy=remedy)
-    folder = _folder(root, options)
+    if options.image:
+        inside = open_image(root, options)
+        folder = _folder(root, options)
+        status = run_inside(inside, root, options, folder)
+    else:
+        folder = _folder(root, options)
+        nodes = options.tier == "multi-node"
+        words = nodes_command(options, folder) if nodes else command(options, folder / FILE)
+        status = run_checks(root, words)
     file = folder / FILE
-    status = run_checks(root, command(options, file))
+    if options.tier == "multi-node" and not file.exists():
+        return _elsewhere(folder, status)
     try:
         result = read(file)
     except (OSError, RecordError) as error:
@@ -99,14 +121,82 @@ def smoke(root: Path, options: Options) -> dict[str, Any]:
 
 def command(options: Options, file: Path) -> list[str]:
     """Return what runs the checks, with their records in a file, while this process lives."""
-    words = [sys.executable, "-m", "pytest", "smoke_tests", "-p", "no:cacheprovider", "-ra", "-q"]
-    words += [f"--records={file}", f"--parent={os.getpid()}", f"--ranks={options.ranks}"]
+    words = [sys.executable, "-m", "pytest", "smoke_tests", "-p", "no:cacheprovider"]
+    return [*words, f"--parent={os.getpid()}", *selection(options, file)]
+
+
+def selection(options: Options, file: Path) -> list[str]:
+    """Return pytest's options: what runs, and where its records go. Pure."""
+    words = ["-ra", "-q", f"--records={file}", f"--ranks={options.ranks}"]
     words += [f"--tier={options.tier}"] if options.tier else []
     words += ["--self-test=only"] if options.self_test else []
     words += [f"--kernels={options.kernels}"] if options.kernels != "auto" else []
     words += [f"--label={options.label}"] if options.label else []
     words += [f"--step-limit={options.limit:g}"] if options.limit else []
     return words
+
+
+def nodes_command(options: Options, folder: Path) -> list[str]:
+    """Return what runs this node's ranks of a launch over several nodes. Pure."""
+    words = [sys.executable, "-m", "smoke_tests.launch", f"--out={folder}"]
+    words += [f"--ranks-per-node={options.ranks}"] if options.ranks else []
+    words += [f"--label={options.label}"] if options.label else []
+    words += [f"--limit-s={options.limit:g}"] if options.limit else []
+    return words
+
+
+def open_image(root: Path, options: Options) -> Inside:
+    """Return the image of the options, in an engine that can run what they ask for.
+
+    Raises: HostError, UsageError and UpstreamError as choose_engine and find_image; HostError when
+    GPUs are asked for that the host or the engine does not give.
+    """
+    choice = choose_engine(options.engine)
+    say(f"engine: {choice.reason}")
+    gpus = host_gpus()
+    asked = options.tier in ("gpu", "multi-gpu")
+    if asked and not gpus:
+        remedy = "without --tier all tiers run that can run here"
+        raise HostError(
+            f"the tier {options.tier} needs a GPU, and this host has none", remedy=remedy
+        )
+    passes = choice.engine.name == "docker"
+    if asked and not passes:
+        raise HostError(
+            f"{choice.engine.name} does not pass GPUs through to a container",
+            where=f"--tier {options.tier} --image",
+            remedy="--engine docker, with the NVIDIA Container Toolkit",
+        )
+    if gpus and not passes:
+        warn(f"{choice.engine.name} does not pass the host's GPUs through; --engine docker does")
+    return find_image(root, choice.engine, options.image, gpus=bool(gpus) and passes)
+
+
+def run_inside(inside: Inside, root: Path, options: Options, folder: Path) -> int:
+    """Run the checks in an image; return pytest's exit code."""
+    say(f"in {inside.place}, as user {USER}, without a network")
+    name = options.label or platform.node()  # a container's own name says nothing
+    words = selection(replace(options, label=name), Path(OUT, FILE))
+    words.append(f"--place={inside.place}")
+    return run_in_image(inside, root, words, folder, say).status
+
+
+def _elsewhere(folder: Path, status: int) -> dict[str, Any]:
+    """Return what a node has that is not the first: the report is there."""
+    if status == ExitCode.USAGE:
+        raise UsageError(
+            "which node this is cannot be told",
+            where="--tier multi-node",
+            remedy="what is missing is said above; docs/smoke-places.md has the commands",
+        )
+    if status:
+        raise HostError(
+            "the ranks of this node did not run",
+            where="--tier multi-node",
+            got=f"exit code {status}; what happened is said above, or in the first node's report",
+        )
+    say("this node's ranks passed; the report is on the first node")
+    return {"ok": True, "exit_code": 0, "tiers": {"multi-node": "passed"}, "report": str(folder)}
 
 
 def run_checks(root: Path, words: Sequence[str]) -> int:

@@ -15,6 +15,10 @@ FLOOR: Final = 0.01
 """Least spread, as a share of the median: alike to the last digit is no reason for suspicion."""
 LEAST_DEVIATION: Final = 0.05
 """A share of the median; nothing closer to it is odd, however alike the others are."""
+FAR_Z: Final = 8.0
+FAR_DEVIATION: Final = 0.10
+"""Beyond both, a number is a fault and no accident: of hundreds of measures on dozens of nodes that
+waver by 3 %, some are past the first limits in every merge."""
 LEAST_COUNT: Final = 4
 """With fewer numbers none can be told to be the odd one."""
 LOWER_IS_BETTER: Final = frozenset({"ns", "us", "ms", "s", "bytes", "MiB", "GiB"})
@@ -33,6 +37,12 @@ class Odd(Generic[K]):
     median: float
     mad: float
     z: float
+
+    @property
+    def far(self) -> bool:
+        """Whether it is too far from the others for an accident."""
+        deviation = abs(self.value - self.median)
+        return abs(self.z) > FAR_Z and deviation > FAR_DEVIATION * abs(self.median)
 
 
 def spread(values: list[float]) -> tuple[float, float]:

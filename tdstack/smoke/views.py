@@ -51,8 +51,8 @@ def key_of(measure: Measure, without: Iterable[str] = ()) -> Key:
 
 
 def show_labels(labels: Iterable[tuple[str, Label]]) -> str:
-    """Return labels in one line."""
-    return ", ".join(f"{key} {value}" for key, value in labels)
+    """Return labels in one line; it breaks between them only."""
+    return ", ".join(f"{key}\u00a0{value}" for key, value in labels)
 
 
 def lines_over_m(measures: Iterable[Measure]) -> list[Lines]:
@@ -66,10 +66,7 @@ def lines_over_m(measures: Iterable[Measure]) -> list[Lines]:
         if _has_number(measure, "m"):
             varying = _varying(measure)
             lines = groups.setdefault(key_of(measure, ("m", *varying)), {})
-            label = show_labels(
-                (k.upper() if k != "way" else k, measure.labels[k]) for k in varying
-            )
-            lines.setdefault(label or measure.name, []).append(measure)
+            lines.setdefault(_label(measure, varying), []).append(measure)
     plots = [
         Lines(name, unit, show_labels(labels), tuple(_line(k, lines[k]) for k in lines))
         for (name, unit, labels), lines in groups.items()
@@ -106,6 +103,12 @@ def _varying(measure: Measure) -> list[str]:
         return ["way"]
     names = ["w", "k"] if "layer" in measure.labels else ["w"]
     return [name for name in names if name in measure.labels]
+
+
+def _label(measure: Measure, varying: list[str]) -> str:
+    if varying == ["way"]:
+        return str(measure.labels["way"])
+    return show_labels((name.upper(), measure.labels[name]) for name in varying) or measure.name
 
 
 def _line(label: str, points: list[Measure]) -> Line:

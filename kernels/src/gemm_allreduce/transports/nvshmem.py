@@ -129,13 +129,14 @@ class NvshmemTransport(GroupRanks):
 def default_settings(one_host: bool) -> dict[str, str]:
     """Return NVSHMEM's settings for hosts as they are.
 
-    Its own defaults look for `eth0`, for InfiniBand even on a single host, and let the heap grow
-    by 512 MiB at a time.
+    Its own defaults look for `eth0` and IPv4, for InfiniBand even on a single host, and let the
+    heap grow by 512 MiB at a time.
     """
+    interface, family = _loopback() if one_host else _default_route()
     settings = {
         "NVSHMEM_BOOTSTRAP": "UID",
-        "NVSHMEM_BOOTSTRAP_UID_SOCK_FAMILY": "AF_INET",
-        "NVSHMEM_BOOTSTRAP_UID_SOCK_IFNAME": "lo" if one_host else _default_interface(),
+        "NVSHMEM_BOOTSTRAP_UID_SOCK_FAMILY": family,
+        "NVSHMEM_BOOTSTRAP_UID_SOCK_IFNAME": interface,
         "NVSHMEM_CUMEM_GRANULARITY": str(2 << 20),
     }
     if one_host:
@@ -143,13 +144,48 @@ def default_settings(one_host: bool) -> dict[str, str]:
     return {name: value for name, value in settings.items() if value}
 
 
-def _default_interface() -> str:
-    try:
-        routes = Path("/proc/net/route").read_text().splitlines()[1:]
-    except OSError:
-        return ""
-    fields = [line.split() for line in routes]
-    return next((route[0] for route in fields if route[1] == "00000000"), "")
+def default_route(ipv4: str, ipv6: str) -> tuple[str, str]:
+    """Return interface and address family of the default route, both empty where there is none.
+
+    ``ipv4`` and ``ipv6`` are the texts of /proc/net/route and /proc/net/ipv6_route; IPv4 goes
+    first, and in a family the route with the lowest metric. Pure.
+    """
+    found = []
+    for line in ipv4.splitlines()[1:]:
+        name, destination, _, flags, _, _, metric, mask, *_ = line.split()
+        if destination == mask == "0" * 8 and _usable(flags):
+            found.append((int(metric), name, "AF_INET"))
+    if not found:
+        for line in ipv6.splitlines():
+            destination, length, _, _, _, metric, _, _, flags, name = line.split()
+            if destination == "0" * 32 and length == "00" and _usable(flags):
+                found.append((int(metric, 16), name, "AF_INET6"))
+    return min(found)[1:] if found else ("", "")
+
+
+def _usable(flags: str) -> bool:
+    # The kernel lists a route that refuses everything as a default route over lo.
+    up, reject = 0x1, 0x200
+    return int(flags, 16) & (up | reject) == up
+
+
+def _default_route() -> tuple[str, str]:
+    texts = []
+    for name in ("route", "ipv6_route"):
+        try:
+            texts.append(Path("/proc/net", name).read_text())
+        except OSError:  # a kernel without this family
+            texts.append("")
+    return default_route(*texts)
+
+
+def _loopback() -> tuple[str, str]:
+    with socket.socket(socket.AF_INET) as probe:
+        try:
+            probe.bind(("127.0.0.1", 0))
+        except OSError:
+            return "lo", "AF_INET6"
+    return "lo", "AF_INET"
 
 
 def _core() -> Any:

@@ -1,0 +1,73 @@
+"""One rank of the measuring code on CPUs: python tests/measure_rank.py FOLDER RANK W.
+
+The kernels run in Triton's interpreter, and gloo takes NCCL's place. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from gemm_allreduce import Workspace
+from gemm_allreduce.transports.shared import SharedMemoryTransport
+from smoke_tests.measure.bench import Way, measure
+from smoke_tests.measure.links import HOW, measure_pairs
+from smoke_tests.measure.plan import Effort
+from smoke_tests.measure.processes import Nccl, ProcessBench
+from smoke_tests.measure.timing import HostTimer
+
+N, K, COPIES = 64, 32, 2
+EFFORT = Effort((1, 5), 0.001, 2, 2, 2)
+
+
+class Bench(ProcessBench):
+    """With a way that is wrong on the last rank, and one that cannot be had there."""
+
+    def ways(self, m: int) -> list[Way]:
+        last = self.rank == self.world_size - 1
+
+        def wrong(copy: int) -> torch.Tensor:
+            return torch.full((m, N), float("nan") if last else 0.0, dtype=torch.float16)
+
+        def absent(copy: int) -> torch.Tensor:
+            raise RuntimeError("not here") if last else RuntimeError("nor here")
+
+        return [*super().ways(m), Way("wrong", wrong), Way("absent", absent)]
+
+
+def main() -> None:
+    folder, rank, w = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_grad_enabled(False)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=w)
+    group = dist.group.WORLD
+    assert group is not None
+    device = torch.device("cpu")
+    workspace = Workspace(
+        SharedMemoryTransport(group), max_tokens=64, max_features=N, dtype=torch.float16
+    )
+    bench = Bench(group, device, workspace, {"gloo": Nccl(group, device, torch.float16)})
+    bench.load(N, K, COPIES, EFFORT.tokens)
+    cases = [measure(bench, HostTimer(), m, N, K, COPIES, EFFORT) for m in EFFORT.tokens]
+    buffers = [torch.zeros(64, dtype=torch.int32) for _ in range(w)]
+    own, said = torch.ones(64, dtype=torch.int32), ""
+    rates = {
+        how: len(measure_pairs(rank, buffers, own, HostTimer(), bench.gather, how)) for how in HOW
+    }
+    if rank == 0:
+        buffers[1] = torch.zeros(63, dtype=torch.int32)  # a copy into it fails
+    try:
+        measure_pairs(rank, buffers, own, HostTimer(), bench.gather)
+    except RuntimeError as error:
+        said = str(error)
+    bench.close()
+    print(json.dumps({"cases": [asdict(case) for case in cases], "pairs": said, "rates": rates}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
