@@ -68,7 +68,7 @@ def verb(function: Callable[..., None]) -> Any:
 
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
     helps = {name: HELP[name] for name in names if name in HELP}
-    iterable = [name for name in names if name == "arch"]
+    iterable = [name for name in names if name in ("arch", "merge", "compare")]
     return task(help={**helps, **getattr(function, "helps", {})}, iterable=iterable)(wrapped)
 
 
@@ -336,6 +336,8 @@ def verify(
     label="name of this host in the report (default: its own)",
     limit="seconds for each step that waits for other ranks (default: each step's own)",
     image="run inside this image: REF, as `invoke build` made it",
+    merge="run nothing: put recorded runs together, of files or folders; repeatable",
+    compare="run nothing: what changed from one recorded run to another: --compare A --compare B",
 )
 def smoke(
     c: Context,
@@ -348,14 +350,23 @@ def smoke(
     limit: float = 0.0,
     image: str = "",
     engine: str = "auto",
+    merge: list[str] | None = None,
+    compare: list[str] | None = None,
     json: bool = False,
 ) -> None:
     """Check this environment and the fused kernels: imports, compilation, ranks of every kind."""
-    from tdstack.smoke.run import Options
-    from tdstack.smoke.run import smoke as run
+    if merge or compare:
+        from tdstack.smoke.look import compare_runs, merge_runs
 
-    options = Options(tier, ranks, kernels, self_test, out, label, limit, image, engine)
-    found = run(Workspace.here().root, options)
+        if merge and compare:
+            raise UsageError("two questions at once", where="--merge, --compare", expected="one")
+        found = merge_runs(merge, out) if merge else compare_runs(compare or [])
+    else:
+        from tdstack.smoke.run import Options
+        from tdstack.smoke.run import smoke as run
+
+        options = Options(tier, ranks, kernels, self_test, out, label, limit, image, engine)
+        found = run(Workspace.here().root, options)
     if json:
         console.emit_json(found)
 
@@ -365,13 +376,21 @@ def smoke(
     explain="print which kernel serves M,N,K,W,ARCH, for example 16,8192,1024,8,sm_90",
     launch="on a GPU: time first calls and launches, cubins against Triton",
 )
-def bench(c: Context, explain: str = "", launch: bool = False, json: bool = False) -> None:
-    """Print what the dispatch table chooses, or time how kernels are launched."""
+def bench(
+    c: Context,
+    explain: str = "",
+    launch: bool = False,
+    fused: bool = False,
+    quick: bool = False,
+    out: str = "fused.jsonl",
+    json: bool = False,
+) -> None:
+    """Print what the dispatch table chooses, or time launches, or fused against serial calls."""
     from tdstack import bench as benches
 
     root = Workspace.here().root
-    if launch:
-        report = benches.launch(root)
+    if launch or fused:
+        report = benches.launch(root) if launch else benches.fused(root, quick=quick, out=out)
         if json:
             console.emit_json(report)
         return

@@ -86,6 +86,20 @@ ensure_torch() {
       "(add an index or a folder that has it to pip's configuration)"
 }
 
+# The tests look at the reports' pages in a browser; Debian has one without a window, 64 MB.
+ensure_browser() {
+  local program
+  for program in chromium-headless-shell chromium chromium-browser google-chrome; do
+    if command -v "$program" >/dev/null; then return; fi
+  done
+  if ! is_debian || ((EUID != 0)); then
+    say "no Chromium: tests of the reports' pages will be skipped (Debian: chromium-headless-shell)"
+    return
+  fi
+  (install_packages chromium-headless-shell fonts-dejavu-core) \
+    || say "this distribution has no chromium-headless-shell: tests of pages will be skipped"
+}
+
 engine_works() {
   buildah images --quiet >/dev/null 2>&1 || docker version >/dev/null 2>&1
 }
@@ -120,6 +134,7 @@ main() {
   ensure_venv
   ensure_engine "${1:-}"
   case ${1:-} in lint | smoke | test) ensure_torch ;; esac
+  if [[ ${1:-} == test ]]; then ensure_browser; fi
   if (($# > 0)); then
     cd -- "$root"
     exec "$venv/bin/invoke" "$@"

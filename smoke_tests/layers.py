@@ -103,6 +103,12 @@ def diagnose(seen: Iterable[Seen]) -> str:
     bad = [check for check in checks if not check.passed]
     if not bad:
         return ""
+    broken = [check for check in bad if check.tier in ("import", "compile")]
+    if broken:
+        return (
+            f"installation: {_names(broken)} failed, which needs no ranks and no link; "
+            "check it with tdstack-verify"
+        )
     if all(check.layer == "kernels" and check.tier == "cpu" for check in bad):
         return (
             f"kernels: {_names(bad)} failed on CPU ranks, where no GPU, driver or link is used: "

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smoke_tests.bands import judge, read_bands
 from smoke_tests.outcome import Outcome, states_of, worst
 from smoke_tests.records import (
     Check,
@@ -46,6 +47,8 @@ class Recording:
         self._failed: set[Tier] = set()
         self._ran: Counter[Tier] = Counter()
         self.counts: Counter[str] = Counter()
+        self._bands = read_bands()
+        self._device = next(iter(run.machine.get("devices") or []), "")
         self._write(run)
 
     def skip(self, skip: Skip) -> None:
@@ -70,6 +73,8 @@ class Recording:
         self._count(tier, outcome)
         for result in found.outcomes:
             for measure in result.measures:
+                if measure.band is None:
+                    measure = judge(measure, self._device, self._bands)
                 self._write(measure)
                 if measure.outcome == "failed":
                     self._failed.add(tier)

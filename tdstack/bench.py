@@ -1,4 +1,4 @@
-"""`invoke bench`: what the kernels' dispatch table chooses, and what launching them costs."""
+"""`invoke bench`: what the dispatch table chooses, what launches cost, fused against serial."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from smoke_tests.bands import explain as explain_measure
+from smoke_tests.records import RecordError, read
 from tdstack.errors import CheckFailed, HostError, UsageError
 
 EXPECTED = "--explain M,N,K,W,ARCH, for example --explain 16,8192,1024,8,sm_90"
@@ -43,6 +45,59 @@ def explain(root: Path, shape: str) -> None:
     print(done.stdout, end="")
 
 
+def fused(root: Path, *, quick: bool, out: str) -> dict[str, Any]:
+    """Time the fused kernels against the serial way on this host's GPUs; return the verdict.
+
+    Raises: UsageError when the file exists; HostError without torch or a GPU; CheckFailed when a
+    result was wrong or a measure is outside of its band.
+    """
+    file = Path(out).resolve()
+    if file.exists():
+        raise UsageError("the records need a new file", where=f"--out {out}", got="it exists")
+    if not importlib.util.find_spec("torch"):
+        remedy = "run inside an image of tdstack, on a host with a GPU"
+        raise HostError("nothing can be timed here", got="not installed: torch", remedy=remedy)
+    words = fused_command(_gpus("timing kernels needs a GPU"), quick=quick, file=file)
+    status = subprocess.run(words, cwd=root, stdout=sys.stderr, check=False).returncode
+    try:
+        result = read(file)
+    except (OSError, RecordError) as error:
+        raise CheckFailed(
+            "nothing was measured; what was said is above", got=f"exit code {status}: {error}"
+        ) from None
+    wrong = [check.name for check in result.checks if check.outcome != "passed"]
+    wrong += [explain_measure(m) for m in result.measures if m.outcome == "failed"]
+    found = {"records": str(file), "measures": len(result.measures), "wrong": wrong}
+    if status or wrong or result.verdict is None:
+        raise CheckFailed(
+            "a measurement failed; what was said is above",
+            where="; ".join(wrong) or str(file),
+            got=f"exit code {status}",
+            details=found,
+        )
+    return found
+
+
+def fused_command(gpus: int, *, quick: bool, file: Path) -> list[str]:
+    """Return what times them: a process per GPU, or on one GPU virtual ranks. Pure."""
+    processes = max(w for w in (1, 2, 4, 8) if w <= gpus)
+    words = [sys.executable, "-m"]
+    if processes > 1:
+        words += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    words += ["smoke_tests.measure", "--ranks", "processes" if processes > 1 else "virtual"]
+    words += [] if processes > 1 else ["--w", "8" if quick else "1,2,4,8"]
+    words += ["--quick"] if quick else []
+    return [*words, "--out", str(file)]
+
+
+def _gpus(what: str) -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise HostError(what, got=f"torch {torch.__version__} sees none")
+    return torch.cuda.device_count()
+
+
 def launch(root: Path) -> dict[str, Any]:
     """Time first calls and launches on this host's GPU; return the report.
 
@@ -55,10 +110,7 @@ def launch(root: Path) -> dict[str, Any]:
             got=f"not installed: {', '.join(missing)}",
             remedy="run inside an image of tdstack, on a host with a GPU",
         )
-    import torch
-
-    if not torch.cuda.is_available():
-        raise HostError("timing launches needs a GPU", got=f"torch {torch.__version__} sees none")
+    _gpus("timing launches needs a GPU")
     path = [str(root / "kernels" / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         file = Path(folder, "launch.json")

@@ -67,6 +67,10 @@ class Page:
         options = {"format": "png", "captureBeyondViewport": True}
         file.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", **options)["data"]))
 
+    def print_media(self) -> None:
+        """Show the page with the style that it is printed with."""
+        self._call("Emulation.setEmulatedMedia", media="print")
+
     def pdf(self) -> bytes:
         """Return the page as it is printed."""
         return base64.b64decode(self._call("Page.printToPDF", printBackground=True)["data"])

@@ -1,25 +1,31 @@
-"""One rank of the measuring code on CPUs: python tests/measure_rank.py FOLDER RANK W.
+"""One rank of the measuring code on CPUs: python tests/measure_rank.py FOLDER RANK W [run].
 
-The kernels run in Triton's interpreter, and gloo takes NCCL's place. Prints JSON.
+The kernels run in Triton's interpreter, and gloo takes NCCL's place. Prints JSON: of single cases,
+or with `run` of everything that torchrun would start, on a tiny model.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from gemm_allreduce import Workspace
 from gemm_allreduce.transports.shared import SharedMemoryTransport
+from smoke_tests.measure import cli, limits, pairs, plan, processes
 from smoke_tests.measure.bench import Way, measure
 from smoke_tests.measure.links import HOW, measure_pairs
+from smoke_tests.measure.models import Model
 from smoke_tests.measure.plan import Effort
 from smoke_tests.measure.processes import Nccl, ProcessBench
 from smoke_tests.measure.timing import HostTimer
+from smoke_tests.records import dump
 
 N, K, COPIES = 64, 32, 2
 EFFORT = Effort((1, 5), 0.001, 2, 2, 2)
@@ -40,7 +46,26 @@ class Bench(ProcessBench):
         return [*super().ways(m), Way("wrong", wrong), Way("absent", absent)]
 
 
+def whole_run(bench: ProcessBench, w: int) -> list[str]:
+    """Return the records, as lines."""
+    tiny = Model("tiny", N, 64 * w, 4, 16 * w, 3)
+    limits.COPY_BYTES, limits.SQUARE = 4096, 64
+    models_of: Any = lambda _: [tiny]  # noqa: E731
+    buffers: Any = lambda *_: [torch.zeros(64, dtype=torch.int32) for _ in range(w)]  # noqa: E731
+    connect: Any = lambda *_: (bench, {"nccl": "not here"})  # noqa: E731
+    effort: Any = lambda _: EFFORT  # noqa: E731
+    cli.models_of, cli.effort_of, processes.connect = models_of, effort, connect
+    setattr(pairs, "symmetric_buffers", buffers)  # noqa: B010 - it is not pairs' own
+    os.environ.update(RANK=str(bench.rank), WORLD_SIZE=str(w))
+    given = cli.parse(["--ranks", "processes", "--quick", "--out", "/none"])
+    lines: list[str] = []
+    failures = cli.run_processes(given, lambda record: lines.append(dump(record)))
+    assert not failures
+    return lines
+
+
 def main() -> None:
+    plan.CALLS = pairs.CALLS = plan.COPIES = 2  # type: ignore[misc]
     folder, rank, w = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_grad_enabled(False)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=w)
@@ -51,6 +76,11 @@ def main() -> None:
         SharedMemoryTransport(group), max_tokens=64, max_features=N, dtype=torch.float16
     )
     bench = Bench(group, device, workspace, {"gloo": Nccl(group, device, torch.float16)})
+    if sys.argv[4:] == ["run"]:
+        bench = ProcessBench(group, device, workspace, bench.all_reduces)  # type: ignore[assignment]
+        print(json.dumps(whole_run(bench, w)))
+        dist.destroy_process_group()
+        return
     bench.load(N, K, COPIES, EFFORT.tokens)
     cases = [measure(bench, HostTimer(), m, N, K, COPIES, EFFORT) for m in EFFORT.tokens]
     buffers = [torch.zeros(64, dtype=torch.int32) for _ in range(w)]

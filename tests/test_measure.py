@@ -168,7 +168,7 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
         assert caught.value.code == 2
 
 
-def _ranks(tmp_path: Path, w: int) -> list[dict[str, Any]]:
+def _ranks(tmp_path: Path, w: int, *more: str) -> list[Any]:
     environment = os.environ | {
         "PYTHONPATH": SOURCES,
         "TRITON_INTERPRET": "1",
@@ -178,7 +178,7 @@ def _ranks(tmp_path: Path, w: int) -> list[dict[str, Any]]:
     script = str(ROOT / "tests" / "measure_rank.py")
     started = [
         subprocess.Popen(
-            [sys.executable, script, str(tmp_path), str(rank), str(w)],
+            [sys.executable, script, str(tmp_path), str(rank), str(w), *more],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -204,6 +204,44 @@ def test_ranks_check_time_and_leave_out_what_fails_on_one_of_them(tmp_path: Path
     assert found[0]["rates"] == {"copy": 2, "store": 2, "load": 2}
     assert "rank 0 -> rank 1: " in found[0]["pairs"]
     assert "rank 1 -> rank 0" not in found[0]["pairs"]
+
+
+def test_what_torchrun_starts_runs_to_its_end(tmp_path: Path) -> None:
+    from smoke_tests.records import Check, Measure, load
+
+    records = [load(line) for line in _ranks(tmp_path, 2, "run")[0]]
+    checks = [record for record in records if isinstance(record, Check)]
+    assert [(c.name, c.outcome) for c in checks] == [
+        ("processes-w2-n64-k64-measured_calls_are_right", "passed")
+    ]
+    measures = [record for record in records if isinstance(record, Measure)]
+    names = {measure.name for measure in measures}
+    assert names == {
+        "p2p bandwidth",
+        "copy bandwidth",
+        "matmul rate",
+        "all-reduce latency",
+        "call",
+        "latency",
+        "physical limit",
+        "limit/fused",
+        "fused/serial",
+        "layer fused/serial",
+        "layer",
+        "model",
+        "model saves",
+    }
+    links = [m.labels for m in measures if m.name == "p2p bandwidth"]
+    assert len(links) == 6
+    assert links[0] == {
+        "ranks": "processes",
+        "w": 2,
+        "transport": "nvshmem",
+        "how": "copy",
+        "src": 0,
+        "dst": 1,
+    }
+    assert {m.tier for m in measures} == {"multi-gpu"}
 
 
 def test_one_kernel_sums_the_parts_of_all_ranks() -> None:
@@ -370,3 +408,33 @@ def test_the_shipped_bands_can_be_read_and_name_data_that_is_there() -> None:
 
     for rule in read_bands():
         assert (ROOT / "docs" / "data" / rule.source.partition(",")[0]).is_file(), rule
+
+
+# ---------------------------------------------------------------------- invoke bench --fused
+
+
+def test_the_verb_takes_a_process_per_gpu_or_virtual_ranks(tmp_path: Path) -> None:
+    from tdstack.bench import fused_command
+
+    file = tmp_path / "x"
+    one = " ".join(fused_command(1, quick=False, file=file)[1:])
+    assert one == f"-m smoke_tests.measure --ranks virtual --w 1,2,4,8 --out {file}"
+    six = " ".join(fused_command(6, quick=True, file=file)[1:])
+    assert six == (
+        "-m torch.distributed.run --standalone --nproc-per-node=4 -m smoke_tests.measure "
+        f"--ranks processes --quick --out {file}"
+    )
+
+
+def test_the_verb_refuses_a_file_that_is_there_and_a_host_without_a_gpu(tmp_path: Path) -> None:
+    from tdstack.bench import fused
+    from tdstack.errors import HostError, UsageError
+
+    (tmp_path / "old").write_text("")
+    with pytest.raises(UsageError, match="new file"):
+        fused(ROOT, quick=True, out=str(tmp_path / "old"))
+    import torch
+
+    if not torch.cuda.is_available():
+        with pytest.raises(HostError, match="timing kernels needs a GPU"):
+            fused(ROOT, quick=True, out=str(tmp_path / "new"))

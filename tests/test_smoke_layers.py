@@ -96,6 +96,57 @@ def test_a_failure_on_cpu_ranks_blames_no_hardware() -> None:
     assert "no GPU, driver or link" in said
 
 
+def test_what_fails_before_there_are_ranks_is_the_installation() -> None:
+    seen = [Seen("import-nvshmem", False, "", "import"), *_run(OURS, PUT)]
+    assert diagnose(seen).startswith("installation: import-nvshmem failed")
+
+
+def test_the_verb_says_which_layer_is_to_blame() -> None:
+    from smoke_tests.records import Check, RankState, Result, Run, Verdict
+    from tdstack.smoke.run import error_of
+
+    detail = "rank 0 -> rank 3: nothing came"
+    checks = (
+        Check("multi-gpu", f"multi-gpu-nvshmem-w4-{NCCL}", "passed", 1.0),
+        Check(
+            "multi-gpu",
+            f"multi-gpu-nvshmem-w4-{PUT}",
+            "failed",
+            1.0,
+            "",
+            (RankState(0, "failed", "", detail),),
+        ),
+    )
+    result = Result(Run("node", "host", {}), checks=checks, verdict=Verdict(1, {}, {}))
+    error = error_of(result, {"failed": [PUT], "report": "x.html", "skips": {}}, 1)
+    assert error is not None
+    assert error.remedy is not None
+    assert error.remedy.startswith("NVSHMEM: multi-gpu-nvshmem-w4-nvshmem_put_reaches_every_pair")
+    assert "between rank 0 and rank 3" in error.remedy
+    assert error.remedy.endswith("see x.html")
+
+
+def test_a_measure_of_a_check_is_held_to_its_band(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from smoke_tests import recording
+    from smoke_tests.bands import BandRule
+    from smoke_tests.outcome import Outcome
+    from smoke_tests.records import Measure, Run, read
+
+    rule = BandRule("NVIDIA H100*", "p2p bandwidth", "GB/s", "made up", {}, 100.0)
+    monkeypatch.setattr(recording, "read_bands", lambda: (rule,))
+    run = Run("node", "host", {"devices": ["NVIDIA H100 80GB HBM3"]})
+    made = recording.Recording(tmp_path / "run.jsonl", run, ["multi-gpu"])
+    slow = Measure("multi-gpu", "p2p bandwidth", 40.0, "GB/s", {"src": 0, "dst": 1})
+    found = recording.Found(outcomes=[Outcome(0, "passed", measures=(slow,))])
+    made.add("multi-gpu", "a check", True, 1.0, "", found)
+    assert made.end(hung=False, impossible=False) == 1
+    made.close()
+    (measure,) = read(tmp_path / "run.jsonl").measures
+    assert (measure.outcome, measure.band) == ("failed", (100.0, None))
+
+
 def test_every_set_of_failed_layers_has_a_suspect() -> None:
     for bits in range(1, 2 ** len(LAYERS)):
         failed: list[Layer] = [layer for i, layer in enumerate(LAYERS) if bits >> i & 1]
@@ -104,9 +155,13 @@ def test_every_set_of_failed_layers_has_a_suspect() -> None:
 
 
 @needs_torch
-def test_every_layered_check_is_registered_and_they_run_from_the_bottom_up() -> None:
+def test_every_layered_check_is_registered_and_they_run_from_the_bottom_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from smoke_tests.checks import registry
     from smoke_tests.checks.registry import load
 
+    monkeypatch.setattr(registry, "CHECKS", dict(reversed(load().items())))
     checks = load()
     assert set(CHECKS) <= set(checks)
     order = [LAYERS.index(c.layer) for c in checks.values() if not c.ends_ranks]
@@ -259,7 +314,7 @@ def test_the_bound_of_a_sum_holds_and_is_not_idle() -> None:
 
 
 class _Method(Enum):
-    Consumer = 1
+    Consumer_Load = 1
     Consumer_Multimem = 2
 
 
@@ -276,7 +331,7 @@ def test_triton_distributed_is_told_to_load_and_store() -> None:
     contexts = [SimpleNamespace(all_reduce_method=_Method.Consumer_Multimem) for _ in range(2)]
     new = SimpleNamespace(USE_MULTIMEM_ST=True, ctx=SimpleNamespace(ctxs=contexts))
     without_multimem(new)
-    assert [c.all_reduce_method for c in contexts] == [_Method.Consumer] * 2
+    assert [c.all_reduce_method for c in contexts] == [_Method.Consumer_Load] * 2
     contexts[0].all_reduce_method = _OnlyMulticast.Ring_Multimem
     with pytest.raises(AssertionError, match="nothing but multicast"):
         without_multimem(new)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -127,7 +129,8 @@ def test_junit_of_a_run_that_failed_otherwise_has_an_error(result: Result) -> No
     assert ET.fromstring(junit(result)).attrib["errors"] == "1"
 
 
-def _evil() -> Result:
+def evil_result() -> Result:
+    """Return a run whose every text is markup, controls and quotes."""
     check = Check("cpu", EVIL, "failed", 1.0, EVIL, (RankState(0, "died", EVIL, EVIL),))
     return Result(
         Run(EVIL, EVIL, {EVIL: EVIL, "devices": [EVIL]}),
@@ -144,9 +147,9 @@ def _evil() -> Result:
 
 
 def test_what_a_check_said_cannot_break_a_report() -> None:
-    assert "\x1b" not in junit(_evil())
-    assert _suites(_evil())["cpu"].attrib["failures"] == "2"
-    for page in (run_page(_evil()), merged_page(put_together([(Path(EVIL), _evil())]))):
+    assert "\x1b" not in junit(evil_result())
+    assert _suites(evil_result())["cpu"].attrib["failures"] == "2"
+    for page in (run_page(evil_result()), merged_page(put_together([(Path(EVIL), evil_result())]))):
         assert "<script" not in page
         assert "&lt;script&gt;" in page
 
@@ -457,6 +460,7 @@ def test_a_measure_that_left_its_band_is_worse() -> None:
     after = tuple(dataclasses.replace(m, value=m.value * 0.998) for m in low)
     found = compare(before, dataclasses.replace(SAME, measures=after))
     assert [m for m in found.measures if m.beyond_noise] == []
+    assert all(m.worse for m in found.measures)
     assert found.worse
 
 
@@ -479,3 +483,65 @@ def test_a_comparison_is_data_and_tables() -> None:
     runs = [dataclasses.replace(GOOD, measures=(measure,)) for measure in zero]
     assert compare(*runs).as_dict()["measures"][0]["ratio"] is None
     assert compare(*reversed(runs)).worse
+
+
+# The verb
+
+
+def _invoke(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "invoke", "smoke", *words]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+def test_the_verb_merges(root: Path, tmp_path: Path) -> None:
+    done = _invoke(root, "--merge", str(DATA / "cluster"), "--out", str(tmp_path / "out"), "--json")
+    assert done.returncode == 1
+    error = json.loads(done.stdout)
+    assert error["details"]["outliers"][0]["node"] == "synthetic-02"
+    assert error["where"].startswith("synthetic-04, synthetic-02")
+    assert "p2p bandwidth src=3 dst=5" in done.stderr
+    assert "Outliers" in (tmp_path / "out" / "index.html").read_text()
+    good = [f"--merge={DATA / 'cluster' / f'synthetic-{n}.jsonl'}" for n in ("00", "01", "08")]
+    done = _invoke(root, *good, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ok"] is True
+
+
+def test_the_verb_compares(root: Path, tmp_path: Path) -> None:
+    files = [DATA / "cluster" / f"synthetic-{n}.jsonl" for n in ("00", "03")]
+    (tmp_path / "run.jsonl").write_bytes(files[0].read_bytes())
+    done = _invoke(root, "--compare", str(tmp_path), "--compare", str(files[1]), "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["details"]["worse"] is True
+    assert "B is worse than A" in done.stderr
+    done = _invoke(root, "--compare", str(files[1]), "--compare", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "B is not worse than A" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--compare", "a"), 2),
+        (("--compare", "a", "--compare", "b"), 3),
+        (("--merge", "nothing-here"), 2),
+        (("--merge", "tests", "--compare", "tests"), 2),
+    ],
+)
+def test_what_cannot_be_looked_at_is_an_error(
+    root: Path, words: tuple[str, ...], code: int
+) -> None:
+    done = _invoke(root, *words)
+    assert done.returncode == code, done.stderr
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "file", sorted(DATA.parents[2].glob("docs/data/smoke-*.jsonl")), ids=lambda f: f.stem
+)
+def test_recorded_runs_can_be_read_and_shown(file: Path) -> None:
+    result = read_run(file)
+    assert not result.run.synthetic
+    assert summarize(result).state == "passed"
+    assert result.checks[-1].name in run_page(result)

@@ -16,7 +16,10 @@ from smoke_tests.reference import UNIT_ROUNDOFF, Source, require_bound, require_
 TIME_LIMIT = timedelta(seconds=60)
 SIZES = (8, 1000, 8192, 3 * 8192 + 8, 2**20, 2**23)
 """Elements; multiples of 8, as PyTorch's operators take 16 bytes at a time."""
-DTYPES = (torch.bfloat16, torch.float16)
+NCCL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+SYMMETRIC_DTYPES = (torch.bfloat16, torch.float32)
+"""PyTorch's operators take no other."""
+UNITS = UNIT_ROUNDOFF | {torch.float32: 2.0**-24}
 
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
 """Takes this rank's values, which it may overwrite; returns the sum."""
@@ -28,18 +31,20 @@ def sum_bound(parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     In any order, and with every one of the W - 1 additions rounded to the type of the parts: each
     adds its unit of what has come together so far, which is at most the sum of magnitudes.
     """
-    unit = UNIT_ROUNDOFF[parts.dtype]
+    unit = UNITS[parts.dtype]
     additions = max(1, len(parts) - 1)
     magnitudes = parts.double().abs().sum(0)
     growth = (1 + unit) ** additions
     return parts.double().sum(0), additions * unit * growth * magnitudes + 1e-30
 
 
-def require_sums(ranks: Ranks, all_reduce: AllReduce, name: str) -> str:
+def require_sums(
+    ranks: Ranks, all_reduce: AllReduce, name: str, dtypes: tuple[torch.dtype, ...]
+) -> str:
     """Check an all-reduce on integers, bit for bit, and on normal values within the bound."""
     worst = 0.0
     source = Source(ranks.device, 210)
-    for dtype in DTYPES:
+    for dtype in dtypes:
         for size in SIZES:
             what = f"{name}, {size} of {dtype}"
             parts = source.integers(dtype, ranks.world_size, size)
@@ -68,7 +73,7 @@ def nccl_all_reduce_is_right(ranks: Ranks) -> str:
         dist.all_reduce(values, group=group)
         return values
 
-    said = require_sums(ranks, all_reduce, "NCCL")
+    said = require_sums(ranks, all_reduce, "NCCL", NCCL_DTYPES)
     ranks.synchronize()
     dist.destroy_process_group(group)
     return said
@@ -84,7 +89,7 @@ def symmetric_memory_all_reduces_are_right(ranks: Ranks) -> str:
     operators: Any = torch.ops.symm_mem
     said = []
     buffers = {}
-    for dtype in DTYPES:
+    for dtype in SYMMETRIC_DTYPES:
         buffers[dtype] = symmetric_memory.empty(max(SIZES), dtype=dtype, device=ranks.device)
         symmetric_memory.rendezvous(buffers[dtype], ranks.group)
     for what, operator in (
@@ -98,7 +103,7 @@ def symmetric_memory_all_reduces_are_right(ranks: Ranks) -> str:
             reduced: torch.Tensor = operator(place, "sum", name)
             return reduced.clone()  # two-shot's is the buffer, which the next call overwrites
 
-        said.append(f"{what} {require_sums(ranks, all_reduce, what)}")
+        said.append(f"{what} {require_sums(ranks, all_reduce, what, SYMMETRIC_DTYPES)}")
     ranks.synchronize()
     ranks.gather(None)
     return "; ".join(said)

@@ -26,7 +26,7 @@ def without_multimem(layer: Any) -> Any:
         method = getattr(context, "all_reduce_method", None)
         if method is None or "multimem" not in method.name.lower():
             continue  # older ones have no such choice
-        plain = [m for m in type(method) if m.name == method.name.rpartition("_")[0]]
+        plain = [m for m in type(method) if m.name == method.name.replace("Multimem", "Load")]
         assert plain, f"{type(method).__name__} has nothing but multicast for {method.name}"
         context.all_reduce_method = plain[0]
     return layer

@@ -192,7 +192,7 @@ def run_processes(given: argparse.Namespace, write: Write) -> int:
     shapes = shapes_of(models_of(given), split)
     widest = max(shape.n for shape in shapes)
     bench, missing = processes.connect(given.transport, max(effort.tokens), widest)
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = bench.device
     place = Place("processes", w, given.transport)
     _say(bench, f"W {w}, kernels: {bench.workspace.kernels.describe()}")
     for name, why in missing.items():

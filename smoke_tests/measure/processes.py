@@ -57,7 +57,7 @@ class ProcessBench:
         self.group, self.workspace = GroupRanks(group), workspace
         self.rank, self.world_size = self.group.rank, self.group.world_size
         self.flush = Flusher(device)
-        self._device = device
+        self.device = device
         self.all_reduces = all_reduces
         self._weights: list[torch.Tensor] = []
         self._x = torch.empty(0)
@@ -79,10 +79,10 @@ class ProcessBench:
         self.workspace.warmup([(8, 8)], tokens=[1])  # see align
 
     def _weight(self, copy: int, rank: int, n: int, k: int) -> torch.Tensor:
-        return normal(self._device, 64 * copy + rank, n, k, dtype=self.workspace.dtype)
+        return normal(self.device, 64 * copy + rank, n, k, dtype=self.workspace.dtype)
 
     def _rows(self, rank: int, m: int, k: int) -> torch.Tensor:
-        return normal(self._device, 100_000 + 64 * m + rank, m, k, dtype=self.workspace.dtype)
+        return normal(self.device, 100_000 + 64 * m + rank, m, k, dtype=self.workspace.dtype)
 
     def ways(self, m: int) -> list[Way]:
         """Return fused, and cuBLAS with every all-reduce."""
@@ -90,7 +90,7 @@ class ProcessBench:
         n, k = weights[0].shape
         self._tokens, self._x = m, self._rows(self.rank, m, k)
         x = self._x
-        fused_y = torch.empty(m, n, dtype=self.workspace.dtype, device=self._device)
+        fused_y = torch.empty(m, n, dtype=self.workspace.dtype, device=self.device)
 
         def fused(copy: int) -> torch.Tensor:
             return gemm_allreduce(x, weights[copy], self.workspace, out=fused_y)

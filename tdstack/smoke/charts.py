@@ -190,7 +190,8 @@ def _value_axis(values: list[float], unit: str) -> tuple[_Scale, list[float]]:
 
 def _decades(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    return [10.0**power for power in range(first, last + 1)]
+    every = math.ceil((last - first) / 8)
+    return [10.0**power for power in range(first, last + every, every)]
 
 
 def _round_steps(low: float, high: float) -> list[float]:

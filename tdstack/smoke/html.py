@@ -13,6 +13,7 @@ from smoke_tests.bands import show_band
 from smoke_tests.records import TIERS, Measure, Result
 from tdstack.smoke.charts import heat_map, line_chart
 from tdstack.smoke.summary import MARKS, summarize
+from tdstack.smoke.text import clean
 from tdstack.smoke.views import lines_over_m, matrices, others, show_labels
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -47,6 +48,7 @@ def render(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,
     )
     environment.filters |= {
         "band": show_band,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Final
 from xml.etree import ElementTree as ET
 
 from smoke_tests.bands import describe, explain, show_band
 from smoke_tests.records import Check, Measure, RankState, Result
 from tdstack.smoke.summary import TierSummary, summarize
-
-# XML has no way to write these, not even escaped: one in a log would make the file unreadable.
-_NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+from tdstack.smoke.text import clean
 
 
 def junit(result: Result) -> str:
@@ -23,13 +19,13 @@ def junit(result: Result) -> str:
     an error.
     """
     summary = summarize(result)
-    root = ET.Element("testsuites", name=_clean(f"smoke {result.run.host}"))
+    root = ET.Element("testsuites", name=clean(f"smoke {result.run.host}"))
     for tier in summary.tiers:
         _add_tier(root, result, tier)
     if summary.state == "cut off" or (summary.state == "failed" and not _has_fault(root)):
         suite = ET.SubElement(root, "testsuite", name="run")
         case = ET.SubElement(suite, "testcase", classname="run", name="verdict", time="0")
-        ET.SubElement(case, "error", message=_clean(summary.headline), type=summary.state)
+        ET.SubElement(case, "error", message=clean(summary.headline), type=summary.state)
     for suite in root:
         _count(suite)
     _count(root)
@@ -57,28 +53,28 @@ def _add_tier(root: ET.Element, result: Result, tier: TierSummary) -> None:
             _add_measure(suite, measure)
     if tier.state == "skipped":
         case = ET.SubElement(suite, "testcase", classname=tier.tier, name=tier.tier, time="0")
-        ET.SubElement(case, "skipped", message=_clean(tier.reason))
+        ET.SubElement(case, "skipped", message=clean(tier.reason))
 
 
 def _add_check(suite: ET.Element, check: Check) -> None:
     seconds = f"{check.seconds:.3f}"
-    name = _clean(check.name)
+    name = clean(check.name)
     case = ET.SubElement(suite, "testcase", classname=check.tier, name=name, time=seconds)
     if check.outcome == "passed":
         if check.detail:
-            ET.SubElement(case, "system-out").text = _clean(check.detail)
+            ET.SubElement(case, "system-out").text = clean(check.detail)
         return
     kind = "failure" if check.outcome == "failed" else "error"
     first = check.detail.strip().partition("\n")[0] or check.outcome
-    fault = ET.SubElement(case, kind, message=_clean(first), type=check.outcome)
-    fault.text = _clean("\n".join(filter(None, (check.detail, say_ranks(check.ranks)))))
+    fault = ET.SubElement(case, kind, message=clean(first), type=check.outcome)
+    fault.text = clean("\n".join(filter(None, (check.detail, say_ranks(check.ranks)))))
 
 
 def _add_measure(suite: ET.Element, measure: Measure) -> None:
-    name = _clean(f"{describe(measure)} in {show_band(measure)} {measure.unit}")
+    name = clean(f"{describe(measure)} in {show_band(measure)} {measure.unit}")
     case = ET.SubElement(suite, "testcase", classname=measure.tier, name=name, time="0")
     if measure.outcome == "failed":
-        ET.SubElement(case, "failure", message=_clean(explain(measure)), type="band")
+        ET.SubElement(case, "failure", message=clean(explain(measure)), type="band")
 
 
 def _has_fault(root: ET.Element) -> bool:
@@ -91,7 +87,3 @@ def _count(element: ET.Element) -> None:
     for attribute, kind in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         element.set(attribute, str(sum(case.find(kind) is not None for case in cases)))
     element.set("time", f"{sum(float(case.get('time', 0)) for case in cases):.3f}")
-
-
-def _clean(text: str) -> str:
-    return _NOT_XML.sub("\ufffd", text)

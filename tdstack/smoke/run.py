@@ -17,6 +17,7 @@ from shutil import rmtree
 from tempfile import gettempdir
 from typing import Any, Final
 
+from smoke_tests.layers import diagnose, seen_of
 from smoke_tests.records import TIERS, Check, Measure, RecordError, Result, read
 from tdstack.console import say, warn
 from tdstack.engines.choose import choose_engine
@@ -242,7 +243,8 @@ def error_of(result: Result, found: Mapping[str, Any], status: int) -> TdstackEr
     failed: list[str] = found["failed"]
     where = "; ".join(failed[:_SHOWN])
     where += f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
-    report = f"see {found['report']}"
+    cause = diagnose(seen_of(result.checks))
+    report = f"{cause}; see {found['report']}" if cause else f"see {found['report']}"
     if result.verdict is None:
         text = "the run was cut off"
         return CheckFailed(text, where=where, got=f"exit code {status}", details=found)
