@@ -335,9 +335,9 @@ def verify(
     out="new folder for the report (default: a dated one in smoke-reports/)",
     label="name of this host in the report (default: its own)",
     limit="seconds for each step that waits for other ranks (default: each step's own)",
+    image="run inside this image: REF, as `invoke build` made it",
     merge="run nothing: put recorded runs together, of files or folders; repeatable",
     compare="run nothing: what changed from one recorded run to another: --compare A --compare B",
-    image="run inside this image: REF, as `invoke build` made it",
 )
 def smoke(
     c: Context,
@@ -348,10 +348,10 @@ def smoke(
     out: str = "",
     label: str = "",
     limit: float = 0.0,
-    merge: list[str] | None = None,
-    compare: list[str] | None = None,
     image: str = "",
     engine: str = "auto",
+    merge: list[str] | None = None,
+    compare: list[str] | None = None,
     json: bool = False,
 ) -> None:
     """Check this environment and the fused kernels: imports, compilation, ranks of every kind."""

@@ -95,13 +95,15 @@ def _with_faults(config: pytest.Config, skip: Skip) -> Skip:
     """Name the planted faults that a tier would have been needed for."""
     if not config.getoption("--self-test"):
         return skip
-    left = [
-        f"{s.id}-{c.name}"
-        for s in _control_settings(skip.tier)
-        for c in CONTROLS
-        if s.kind in c.kinds
-    ]
-    return Skip(skip.tier, f"{skip.reason}; left out: {', '.join(left)}") if left else skip
+    kinds = [setting.kind for setting in _control_settings(skip.tier)]
+    left = [c.name for c in CONTROLS if set(kinds) & set(c.kinds)] if kinds else []
+    return (
+        Skip(
+            skip.tier, f"{skip.reason}; left out, on ranks {' and '.join(kinds)}: {', '.join(left)}"
+        )
+        if left
+        else skip
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
