@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 CHECKOUT = (
-    "LICENSE", "images", "kernels", "scripts", "smoke_tests", "tdstack", "tasks.py", "versions.lock",
+    "LICENSE", "images", "kernels", "scripts", "smoke_tests", "tdstack", "tasks.py",
+    "versions.lock",
 )  # fmt: skip
 TABLE = Path("kernels/src/gemm_allreduce/dispatch.toml")
 # One kernel of each algorithm, for every type of operand. The compiler's --quick names a shape of
