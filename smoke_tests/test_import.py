@@ -19,6 +19,8 @@ from tdstack.verify.triton.fork import LABEL, LIBRARY, library_of
 TIER = "import"
 KERNELS = ("device", "jit", "multimem", "one_shot", "two_shot")
 """Modules that import Triton."""
+LAYERS = ("linear",)
+"""Modules that import torch."""
 TRITON = ("triton", "triton-dist", "pytorch-triton")
 
 Findings = list[Mapping[str, Any]]
@@ -68,7 +70,7 @@ def test_requirements_and_files_are_as_recorded(findings: Findings, found: Found
 
 
 def test_every_module_of_the_kernels_package_imports(found: Found) -> None:
-    """Those that need Triton too, where it is installed."""
+    """Those that need Triton or torch too, where it is installed."""
     spec = importlib.util.find_spec("gemm_allreduce")
     assert spec is not None, "gemm_allreduce is not installed"
     assert spec.submodule_search_locations, "gemm_allreduce is no package"
@@ -76,8 +78,9 @@ def test_every_module_of_the_kernels_package_imports(found: Found) -> None:
         module.name
         for module in pkgutil.walk_packages(spec.submodule_search_locations, "gemm_allreduce.")
     )
-    triton = importlib.util.find_spec("triton") is not None
-    names = [n for n in there if triton or n.split(".")[1] not in KERNELS]
+    left: tuple[str, ...] = KERNELS if importlib.util.find_spec("triton") is None else ()
+    left += LAYERS if importlib.util.find_spec("torch") is None else ()
+    names = [n for n in there if n.split(".")[1] not in left]
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
     done = run(compiler(["-c", code, *names]))
     assert done.returncode == 0, done.stderr.strip()[-2000:]
