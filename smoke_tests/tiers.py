@@ -77,7 +77,7 @@ def lacking(tier: Tier, host: Host) -> str:
     if tier == "cpu":
         return absent("torch", "triton", "numpy")
     if tier == "multi-node":
-        return "it is started on every node by a launcher: see docs/smoke.md"
+        return "it is started on every node by a launcher: see docs/smoke-places.md"
     if why := absent("torch", "numpy"):
         return why
     least = 2 if tier == "multi-gpu" else 1

@@ -12,7 +12,7 @@ import pytest
 
 from smoke_tests.drawn import Sequence, fixed
 from smoke_tests.records import read
-from smoke_tests.tiers import Host, select
+from smoke_tests.tiers import Host, lacking, select, this_host
 from tdstack.bench import explain, launch
 from tdstack.errors import CheckFailed, HostError, TdstackError, TimeLimitError, UsageError
 from tdstack.smoke.run import Options, smoke
@@ -139,9 +139,11 @@ def test_a_tier_that_was_asked_for_and_cannot_run_runs_nothing(asked: str, gpus:
 
 
 def test_the_verb_says_what_a_tier_lacks(root: Path, tmp_path: Path) -> None:
+    if not lacking("multi-gpu", this_host()):
+        pytest.skip("this host has two GPUs")
     with pytest.raises(HostError) as caught:
-        smoke(root, Options(tier="multi-node", out=str(tmp_path)))
-    assert "multi-node: " in caught.value.got
+        smoke(root, Options(tier="multi-gpu", out=str(tmp_path)))
+    assert "multi-gpu: " in caught.value.got
     result = read(tmp_path / "run.jsonl")
     assert result.verdict
     assert result.verdict.exit_code == 3

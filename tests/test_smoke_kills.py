@@ -52,7 +52,8 @@ STOPPED = [
 
 
 def _shm() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
+    # Hidden ones are of browsers, which may run beside this.
+    return {path.name for path in Path("/dev/shm").iterdir() if path.name[0] != "."}
 
 
 def _end(world_size: int, plant: Plant | None) -> list[Outcome]:

@@ -91,7 +91,8 @@ def _parent(pid: int) -> int:
 
 
 def _shm() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
+    # Hidden ones are of browsers, which may run beside this.
+    return {path.name for path in Path("/dev/shm").iterdir() if path.name[0] != "."}
 
 
 def _folders() -> list[str]:
