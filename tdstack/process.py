@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tdstack.errors import HostError, TimeLimitError
 
@@ -113,3 +115,12 @@ def last_words(done: subprocess.CompletedProcess[str], lines: int = 12) -> str:
     """Return the tail of what a failed program printed."""
     text = (done.stderr.strip() or done.stdout.strip()).splitlines()
     return "\n".join(text[-lines:])
+
+
+def json_report(text: str) -> dict[str, Any]:
+    """Return the JSON object that a program printed, or an empty one where it printed none."""
+    try:
+        report = json.loads(text)
+    except ValueError:
+        report = {}
+    return report if isinstance(report, dict) else {}

@@ -18,6 +18,7 @@ from tdstack.engines.base import Engine, Mount, RunRequest, RunResult
 from tdstack.errors import CheckFailed, HostError
 from tdstack.lock.model import Arch, LockedFile
 from tdstack.plan import PREFIX, Plan
+from tdstack.process import json_report
 from tdstack.stack import Stack
 from tdstack.wheelhouse.store import Store
 
@@ -79,7 +80,7 @@ def compile_cubins(
         limit_s=LIMIT_S + LIMIT_S_PER_CUBIN * sum(plan.cubins.values()),
     )
     done = engine.run(request, lambda line: say(f"  {line}"))
-    report = _report(done)
+    report = json_report(done.stdout)
     if done.status:
         raise _failure(done, report, request.ref)
     read_bundle(bundle)
@@ -142,14 +143,6 @@ def check_manifest(
             got="; ".join(f"{name}: {found}" for name, _, found in wrong),
             remedy="an environment variable there may name another Triton or ptxas",
         )
-
-
-def _report(done: RunResult) -> dict[str, Any]:
-    try:
-        report = json.loads(done.stdout)
-    except ValueError:
-        report = {}
-    return report if isinstance(report, dict) else {}
 
 
 def _failure(done: RunResult, report: Mapping[str, Any], ref: str) -> CheckFailed | HostError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from tdstack.compiler.environment import Compiler
 from tdstack.errors import CheckFailed, HostError
-from tdstack.process import last_words, run
+from tdstack.process import json_report, last_words, run
 from tdstack.verify import gpuless
 
 
@@ -65,7 +64,7 @@ def run_compiler(
         say=say,
         group=True,
     )
-    report = _report(done.stdout)
+    report = json_report(done.stdout)
     if done.returncode == 0 and report.get("ok"):
         return report
     errors = "\n".join(report.get("errors", []))
@@ -94,7 +93,7 @@ def check_bundle(compiler: Compiler, job: CompileJob) -> dict[str, Any]:
     """
     command = [*_python(compiler), "-m", "gemm_allreduce.check", "--dir", str(job.out), "--json"]
     done = run(command, cwd=job.sources)
-    report = _report(done.stdout)
+    report = json_report(done.stdout)
     if "bundles" not in report:
         raise HostError(
             "the cubins cannot be checked on this host",
@@ -108,11 +107,3 @@ def _python(compiler: Compiler) -> list[str]:
     # Started in the folder of the sources, Python finds them there, and with -E and -s nothing
     # else that is not in the environment.
     return [str(compiler.python), "-E", "-s"]
-
-
-def _report(text: str) -> dict[str, Any]:
-    try:
-        report = json.loads(text)
-    except ValueError:
-        report = {}
-    return report if isinstance(report, dict) else {}
