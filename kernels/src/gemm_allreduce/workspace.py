@@ -296,6 +296,13 @@ class Workspace:
         self._synchronize()
         self._stream = stream.cuda_stream
 
+    def follow(self, stream: torch.cuda.Stream) -> bool:
+        """Be used on `stream` from here on; return whether that was a move, after a wait."""
+        if self._stream in (None, stream.cuda_stream):
+            return False
+        self.use_stream(stream)
+        return True
+
     def epochs(self) -> list[int]:
         """Return the epoch (int32, number of launches) of this rank, or of all virtual ranks."""
         self._synchronize()
