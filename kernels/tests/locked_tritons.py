@@ -46,10 +46,19 @@ def folder_of(version: str) -> Path:
         IndexUnreachableError: it cannot be had now.
         RuntimeError: pip failed for another reason, such as a hash that differs.
     """
+    python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    lock = _HERE / f"triton-{version}.lock"
+    return installed(f"tritons/triton-{version}-{python}", lock)
+
+
+def installed(name: str, lock: Path) -> Path:
+    """Return the folder `name` of the cache, installing the lock there if it is not.
+
+    Raises: as `folder_of`.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     cache = Path(os.environ.get("TDSTACK_CACHE") or f"{base}/tdstack").expanduser().absolute()
-    python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
-    folder = cache / "tritons" / f"triton-{version}-{python}"
+    folder = cache / name
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -59,11 +68,11 @@ def folder_of(version: str) -> Path:
         command += ["--only-binary=:all:", "--require-hashes", "--no-compile"]
         command += ["--retries", "1", "--timeout", "20"]
         command += ["--disable-pip-version-check", "--target", str(target)]
-        command += ["--requirement", str(_HERE / f"triton-{version}.lock")]
+        command += ["--requirement", str(lock)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            message = f"pip cannot install Triton {version}: {' '.join(errors) or done.stderr}"
+            message = f"pip cannot install {lock.name}: {' '.join(errors) or done.stderr}"
             if _UNREACHABLE.search(message):
                 raise IndexUnreachableError(message)
             raise RuntimeError(message)

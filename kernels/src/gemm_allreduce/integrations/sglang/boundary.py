@@ -124,7 +124,8 @@ class FusedStage:
 
         Raises: HalfAppliedError.
         """
-        output, self._rows, self._output = self._output, None, None
+        output: torch.Tensor | None = self._output
+        self._rows = self._output = None
         if output is None:
             raise HalfAppliedError(
                 f"{self.stage.name} was to be fused, but its forward was not called"
