@@ -18,3 +18,15 @@ from bundles import Compiled, compile_selection  # noqa: E402
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     """A bundle of some variants, compiled once. Not to be written to."""
     return compile_selection(tmp_path_factory.mktemp("bundle"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--by-hand", action="store_true", help="also run what takes minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--by-hand"):
+        return
+    for item in items:
+        if item.get_closest_marker("by_hand"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: --by-hand runs it"))

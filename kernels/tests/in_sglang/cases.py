@@ -10,25 +10,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import configs
 import tiny
 import torch
 import torch.distributed as dist
-from gemm_allreduce.integrations.sglang import arm as arming
-from gemm_allreduce.integrations.sglang import facts, plugin
-from gemm_allreduce.integrations.sglang.boundary import HalfAppliedError, boundary_class
-from gemm_allreduce.integrations.sglang.conditions import EXCLUSIONS
-from gemm_allreduce.integrations.sglang.counters import Counters
-from gemm_allreduce.integrations.sglang.settings import Settings
 from sglang.srt import runtime_context
 from sglang.srt.layers.layer_boundary.stage import StageBoundary
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.plugins import hook_registry, load_plugins
 
-PASSES = 1 + tiny.STEPS
-NATIVE_SUMS = PASSES * (2 * tiny.LAYERS + 1)  # o_proj and down_proj of each layer; embeddings
+from gemm_allreduce.integrations.sglang import arm as arming
+from gemm_allreduce.integrations.sglang import facts, plugin
+from gemm_allreduce.integrations.sglang.boundary import HalfAppliedError, boundary_class
+from gemm_allreduce.integrations.sglang.conditions import EXCLUSIONS
+from gemm_allreduce.integrations.sglang.counters import Counters
+from gemm_allreduce.integrations.sglang.settings import Settings
+
+PASSES = 1 + configs.STEPS
+NATIVE_SUMS = PASSES * (2 * configs.LAYERS + 1)  # o_proj and down_proj of each layer; embeddings
 FUSED_SUMS = PASSES
-STAGES = 2 * tiny.LAYERS
+STAGES = 2 * configs.LAYERS
 
 
 @dataclass
@@ -72,7 +74,7 @@ def require_like(passes: tiny.Passes, native: tiny.Passes) -> None:
 
 def require_same_on_all_ranks(passes: tiny.Passes) -> None:
     mine = [step.contiguous().view(torch.uint8).numpy().tobytes() for step in passes.logits]
-    theirs: list[Any] = [None] * tiny.WORLD
+    theirs: list[Any] = [None] * configs.WORLD
     dist.all_gather_object(theirs, mine)
     assert all(other == mine for other in theirs), "the ranks' bits differ"
 
@@ -117,7 +119,7 @@ def require_raises(error: type[Exception], words: str, attempt: Callable[[], obj
 
 def case_native_models_sum_after_each_projection(here: Here) -> None:
     """Before plug-ins are loaded: what the others are compared with."""
-    for name in tiny.MODELS:
+    for name in configs.MODELS:
         passes = here.native[name] = tiny.run(here.load(name))
         assert passes.all_reduces == NATIVE_SUMS, passes.all_reduces
 
@@ -139,7 +141,7 @@ def _case_fused(here: Here, name: str) -> None:
     assert outcome.symmetric_bytes > 0
     passes = tiny.run(runner)
     assert passes.all_reduces == FUSED_SUMS, f"{passes.all_reduces} sums are left"
-    of_kind = PASSES * tiny.LAYERS
+    of_kind = PASSES * configs.LAYERS
     assert plugin.STATE.counters.fused == {"attention": of_kind, "ffn": of_kind}
     assert not plugin.STATE.counters.native
     require_like(passes, here.native[name])
@@ -278,17 +280,17 @@ def case_a_stage_declines_alone(here: Here) -> None:
 def case_calls_outside_the_range_are_native(here: Here) -> None:
     runner = here.unarmed()
     counters = Counters()
-    outcome = arming.arm(runner, Settings(most=tiny.PROMPT - 1), counters)
-    assert outcome.most == tiny.PROMPT - 1
+    outcome = arming.arm(runner, Settings(most=configs.PROMPT - 1), counters)
+    assert outcome.most == configs.PROMPT - 1
     passes = tiny.run(runner)
     assert passes.all_reduces == FUSED_SUMS + STAGES
-    assert counters.native == {f"more than {tiny.PROMPT - 1} rows": STAGES}
+    assert counters.native == {f"more than {configs.PROMPT - 1} rows": STAGES}
     require_like(passes, here.native["qwen2"])
     runner, counters = here.unarmed(), Counters()
     arming.arm(runner, Settings(least=2), counters)
     passes = tiny.run(runner)
-    assert counters.native == {"fewer than 2 rows": STAGES * tiny.STEPS}
-    assert counters.fused == {"attention": tiny.LAYERS, "ffn": tiny.LAYERS}
+    assert counters.native == {"fewer than 2 rows": STAGES * configs.STEPS}
+    assert counters.fused == {"attention": configs.LAYERS, "ffn": configs.LAYERS}
     require_like(passes, here.native["qwen2"])
 
 
@@ -299,7 +301,7 @@ def case_sglangs_own_fusion_goes_first(here: Here) -> None:
     for found in stages(runner):
         found.boundary.fused._fused_norm = lambda rows: rows == 1
     passes = tiny.run(runner)
-    assert counters.native == {"SGLang's own fused all-reduce takes it": STAGES * tiny.STEPS}
+    assert counters.native == {"SGLang's own fused all-reduce takes it": STAGES * configs.STEPS}
     require_like(passes, here.native["qwen2"])
     counters.native.clear()
 

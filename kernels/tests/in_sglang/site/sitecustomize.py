@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-import stand_ins  # noqa: E402
+import stand_ins
 
 stand_ins.install()

@@ -124,8 +124,7 @@ class FusedStage:
 
         Raises: HalfAppliedError.
         """
-        output: torch.Tensor | None = self._output
-        self._rows = self._output = None
+        output, self._rows, self._output = self._output, None, None
         if output is None:
             raise HalfAppliedError(
                 f"{self.stage.name} was to be fused, but its forward was not called"
@@ -135,7 +134,8 @@ class FusedStage:
                 f"the output of {self.stage.name} was changed before its stage finished"
             )
         self._counters.count_fused(self.stage.kind)
-        return output
+        complete: torch.Tensor = output
+        return complete
 
     def abandon(self, by: str) -> None:
         """Raise if a pass is decided to be fused: `by` would sum what is summed already."""
