@@ -14,7 +14,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from tdstack import console, verbs
+from tdstack import console, sglang, verbs
 from tdstack.errors import HostError, TdstackError, UsageError
 from tdstack.fork.model import ForkSource
 from tdstack.stack import Request
@@ -35,6 +35,7 @@ HELP = {
     "prefix": "the folder of a Python environment, such as a venv",
     "engine": "auto (default), buildah or docker",
     "output": "also write the image to this file, as an OCI archive",
+    "with_": "an optional layer: sglang (no CUDA line can hold it yet, and this says why)",
     "json": "machine-readable result on stdout",
     "dry": "no side effects",
 }
@@ -68,7 +69,7 @@ def verb(function: Callable[..., None]) -> Any:
 
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
     helps = {name: HELP[name] for name in names if name in HELP}
-    iterable = [name for name in names if name in ("arch", "merge", "compare")]
+    iterable = [name for name in names if name in ("arch", "merge", "compare", "with_")]
     return task(help={**helps, **getattr(function, "helps", {})}, iterable=iterable)(wrapped)
 
 
@@ -119,10 +120,12 @@ def plan(
     incomplete: bool = False,
     wheelhouse: str = "",
     engine: str = "auto",
+    with_: list[str] | None = None,
     json: bool = False,
 ) -> None:
     """Show what a build would hold, and where each layer would come from."""
     workspace = Workspace.here(wheelhouse)
+    sglang.refuse(workspace.root, with_ or (), as_json=json)
     asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
     request = workspace.request(asked, cpython)
     verbs.plan(
@@ -201,11 +204,13 @@ def build(
     wheelhouse: str = "",
     engine: str = "auto",
     output: str = "",
+    with_: list[str] | None = None,
     json: bool = False,
     dry: bool = False,
 ) -> None:
     """Build the image; layers that are there already are not built again."""
     workspace = Workspace.here(wheelhouse)
+    sglang.refuse(workspace.root, with_ or (), as_json=json)
     asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
     request = workspace.request(asked, cpython)
     verbs.build(
