@@ -34,12 +34,12 @@ class Release(BaseModel):
     transformers: str
     cuda: int | None = None
     plugins: bool
-    boundaries: bool
+    hooks: bool
 
     @property
     def hooked(self) -> bool:
         """Return whether it has what the plug-in hooks."""
-        return self.plugins and self.boundaries
+        return self.plugins and self.hooks
 
 
 class Releases(BaseModel):
@@ -132,7 +132,9 @@ def _why(torch: str, releases: Sequence[Release]) -> str:
     wanted = f"{_versions(hooked)}: torch {', '.join(sorted({r.torch for r in hooked}))}"
     if not same:
         return f"{wanted}; no release that was looked at has this torch"
-    lacking = "no stage boundaries" if any(r.plugins for r in same) else "no plug-ins at all"
+    lacking = (
+        "plug-ins, but nothing that ours hooks" if any(r.plugins for r in same) else "no plug-ins"
+    )
     return f"{wanted}; with this torch: {_versions(same)}, {lacking}"
 
 

@@ -15,10 +15,8 @@ from tdstack.lock.model import Lock
 from tdstack.sglang import Release, fits, load_releases, refuse
 
 
-def release(version: str, torch: str, plugins: bool, boundaries: bool) -> Release:
-    return Release(
-        version=version, torch=torch, transformers="5", plugins=plugins, boundaries=boundaries
-    )
+def release(version: str, torch: str, plugins: bool, hooks: bool) -> Release:
+    return Release(version=version, torch=torch, transformers="5", plugins=plugins, hooks=hooks)
 
 
 def test_every_line_says_its_torch_and_what_it_lacks(root: Path, lock: Lock) -> None:
@@ -26,11 +24,11 @@ def test_every_line_says_its_torch_and_what_it_lacks(root: Path, lock: Lock) -> 
     assert list(found) == ["12.4", "12.6", "12.8", "12.9", "13.0"]
     for line in ("12.4", "12.6", "12.8", "12.9"):
         assert found[line].torch == "2.8.0"
-        assert "with this torch: SGLang 0.5.5.post3, 0.5.2, no plug-ins at all" in found[line].why
+        assert "with this torch: SGLang 0.5.5.post3, 0.5.2, no plug-ins" in found[line].why
     assert found["13.0"].torch == "2.11.0"
-    assert "0.5.16, 0.5.14, 0.5.12, no stage boundaries" in found["13.0"].why
+    assert "0.5.16, 0.5.14, 0.5.12, plug-ins, but nothing that ours hooks" in found["13.0"].why
     for fit in found.values():
-        assert fit.why.startswith("SGLang 0.5.23, 0.5.22: torch 2.14.1; ")
+        assert fit.why.startswith("SGLang 0.5.23: torch 2.14.1; ")
 
 
 def test_a_line_fits_as_soon_as_a_release_with_the_hooks_has_its_torch(lock: Lock) -> None:
@@ -38,7 +36,8 @@ def test_a_line_fits_as_soon_as_a_release_with_the_hooks_has_its_torch(lock: Loc
     found = {fit.line: fit.why for fit in fits(lock, releases)}
     assert found["12.4"] == found["12.9"] == ""
     assert (
-        found["13.0"] == "SGLang 9.1: torch 2.8.0; with this torch: SGLang 9.0, no stage boundaries"
+        found["13.0"]
+        == "SGLang 9.1: torch 2.8.0; with this torch: SGLang 9.0, plug-ins, but nothing that ours hooks"
     )
     unknown = fits(lock, (release("9.1", "2.99.0", True, True),))
     assert "no release that was looked at has this torch" in unknown[0].why
@@ -78,7 +77,13 @@ def test_the_verbs_refuse_and_show_each_line(root: Path, verb: str) -> None:
     command = [invoke, verb, "--with", "sglang"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == ExitCode.USAGE
-    for text in ("12.4", "13.0", "no plug-ins at all", "no stage boundaries", "pip install"):
+    for text in (
+        "12.4",
+        "13.0",
+        "no plug-ins",
+        "plug-ins, but nothing that ours hooks",
+        "pip install",
+    ):
         assert text in done.stdout + done.stderr, text
     done = subprocess.run(
         [*command, "--json"], cwd=root, capture_output=True, text=True, timeout=60
