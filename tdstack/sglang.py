@@ -100,7 +100,7 @@ def refuse(root: Path, wanted: Iterable[str], *, as_json: bool) -> None:
         got="; ".join(f"{fit.line} has torch {fit.torch}" for fit in found),
         remedy="bring the kernels to SGLang instead, into its own image or environment: "
         f"`invoke compile --cuda {_line_of(found, newest)} --triton stock`, then "
-        "`pip install --no-deps` the two wheels there (docs/sglang.md); its Triton stays",
+        "`pip install` the two wheels there (docs/sglang.md); its torch and its Triton stay",
         details={"lines": [vars(fit) for fit in found]},
     )
 

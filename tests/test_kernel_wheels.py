@@ -97,6 +97,18 @@ def test_uninstalling_the_cubins_leaves_the_package(
     assert done.returncode == 3
 
 
+def test_sglang_would_find_the_plugin(venv: Venv) -> None:
+    """The installed entry point, as SGLang asks for it; switched off it imports nothing more."""
+    code = (
+        "import sys; from importlib.metadata import entry_points\n"
+        "(found,) = entry_points(group='sglang.srt.plugins')\n"
+        "assert found.load()() is None\n"
+        "print(found.name, 'torch' in sys.modules)"
+    )
+    done = venv.run(code)
+    assert (done.returncode, done.stdout) == (0, "gemm_allreduce False\n"), done.stderr
+
+
 def test_nothing_is_required_but_cuda_core(wheels: tuple[Path, Path]) -> None:
     kernels, cubins = (requirements_of(wheel) for wheel in wheels)
     assert kernels[""] == set()

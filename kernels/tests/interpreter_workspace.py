@@ -142,6 +142,26 @@ def case_a_failure_is_raised() -> None:
     require(RuntimeError, "closed", workspace.check)
 
 
+class Stream:
+    """Stands for a torch.cuda.Stream."""
+
+    def __init__(self, handle: int) -> None:
+        self.cuda_stream = handle
+
+
+def case_following_a_stream() -> None:
+    """Only a move from another stream is one: it waits for the device."""
+    workspace = workspace_of_one()
+    waits: list[int] = []
+    workspace._synchronize = lambda: waits.append(1)  # type: ignore[method-assign]
+    assert not workspace.follow(Stream(7)), "the first call chooses its stream by itself"
+    workspace._stream = 7
+    assert not workspace.follow(Stream(7)) and not waits
+    assert workspace.follow(Stream(8)) and workspace._stream == 8 and len(waits) == 1
+    workspace.close()
+    require(RuntimeError, "closed", lambda: workspace.follow(Stream(9)))
+
+
 class Prepared:
     """Kernels that note what they are asked to load."""
 
