@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -371,3 +372,93 @@ def test_the_program_shows_its_plan_and_refuses(capsys: pytest.CaptureFixture[st
     assert "nothing to overlap" in capsys.readouterr().err
     assert bench_one_batch.main(["--", *ARGUMENTS]) == 3
     assert "not installed" in capsys.readouterr().err
+
+
+PROGRAM = """
+import json, os, subprocess, sys, time
+told = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+mode, where = told["--run-name"], os.environ["GEMM_AR_BENCH_STATES"]
+assert (os.environ.get("SGL_USE_TP_OVERLAP") == "1") == (mode == "overlap")
+print("words of SGLang")
+if told["--model-path"] == "hangs":
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    open(os.environ["CHILD"], "w").write(str(child.pid))
+    time.sleep(600)
+rows = [] if told["--model-path"] == "fails" else [8, 16]
+with open(told["--result-filename"], "a") as out:
+    for tokens in rows:
+        row = dict(run_name=mode, batch_size=1, input_len=tokens, output_len=16)
+        row |= dict(prefill_latency=0.5, prefill_throughput=tokens / 0.5)
+        row |= dict(median_decode_latency=0.25, median_decode_throughput=4.0)
+        out.write(json.dumps(row) + "\\n")
+fused = {"ffn": 9} if told["--model-path"] == "good" else {}
+for rank in range(2):
+    state = dict(problem="", armed=["o_proj"], declined="", fused=fused, native={"no rows": 1})
+    open(f"{where}/rank-{rank}.json", "w").write(json.dumps(state))
+"""
+"""Does to the launcher what SGLang's benchmark does: arguments, files, words, ends."""
+
+
+@pytest.fixture
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Run the launcher on a model's name; return exit code, stdout, stderr."""
+    (tmp_path / "path" / "sglang").mkdir(parents=True)
+    (tmp_path / "path" / "sglang" / "__init__.py").write_text("")
+    (tmp_path / "path" / "program.py").write_text(PROGRAM)
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    monkeypatch.setenv("CHILD", str(tmp_path / "child"))
+    monkeypatch.setattr(bench_one_batch, "_RANK", "program")
+
+    def run(model: str, *own: str) -> tuple[int, str, str]:
+        arguments = ["--out", str(tmp_path / "out"), "--inputs", "8", "16", *own, "--"]
+        code = bench_one_batch.main([*arguments, "--model-path", model, "--tp-size", "2"])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_the_program_writes_both_files(launch: Any, tmp_path: Path) -> None:
+    code, out, err = launch("good")
+    assert code == 0 and "words of SGLang" in err
+    assert (tmp_path / "out" / "one-batch.md").read_text() == out
+    assert "| 8 | 0.50000 | 16.00 | 0.50000 | 16.00 | 1.000 |" in out.splitlines()
+    report = json.loads((tmp_path / "out" / "one-batch.json").read_text())
+    assert report["plan"]["inputs"] == [8, 16] and len(report["rows"]) == 4
+    assert [rank["fused"] for rank in report["ranks"]] == [{"ffn": 9}] * 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "one-batch.json",
+        "one-batch.md",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("fails", "the native run (exit status 0) has no result for 8, 16 input tokens"),
+        ("unfused", "the overlap run fused nothing: rank 0: nothing was fused; native calls: "),
+    ],
+)
+def test_a_run_without_a_result_writes_nothing(
+    launch: Any, tmp_path: Path, model: str, words: str
+) -> None:
+    code, out, err = launch(model)
+    assert code == 1 and out == "" and words in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_hangs_is_ended_with_all_that_it_started(launch: Any, tmp_path: Path) -> None:
+    code, out, err = launch("hangs", "--limit", "2")
+    assert code == 6 and out == "" and "ended after 2 s (--limit)" in err
+    child = int((tmp_path / "child").read_text())
+    end = time.monotonic() + 10
+    while time.monotonic() < end and _runs(child):
+        time.sleep(0.05)
+    assert not _runs(child)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -105,18 +105,13 @@ def _workspace(group: ProcessGroup, plan: Plan) -> tuple[Workspace | None, str]:
     features = max(stage.features for stage in plan.stages)
     try:
         workspace = Workspace(group, max_tokens=plan.most, max_features=features, dtype=dtype)
-        workspace.warmup(plan.layers, tokens=_tokens(plan))
+        workspace.warmup(plan.layers)
     except (CubinError, RuntimeError, ValueError) as error:
         return None, f"no workspace: {error}"
     # A server's children are killed or leave by themselves: nothing will ever be closed together.
     # And torch can abort at exit when a group that was destroyed is still held.
     workspace.transport.group = None  # type: ignore[attr-defined]
     return workspace, ""
-
-
-def _tokens(plan: Plan) -> list[int] | None:
-    """Return what `warmup` is to load for: every M, or a single one."""
-    return [plan.most] if plan.least == plan.most else None
 
 
 def install(found: Sequence[Found], plan: Plan, workspace: Workspace, counters: Counters) -> None:
