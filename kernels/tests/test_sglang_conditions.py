@@ -36,6 +36,7 @@ from gemm_allreduce.integrations.sglang.conditions import (
     why_native,
 )
 from gemm_allreduce.integrations.sglang.counters import Counters
+from gemm_allreduce.integrations.sglang.facts import device_of
 from gemm_allreduce.integrations.sglang.settings import (
     Settings,
     SettingsError,
@@ -92,7 +93,7 @@ DOWN_PROJ = dataclasses.replace(
     depth=3696,
 )
 EXCLUDED: dict[str, tuple[object, ...]] = {
-    "device": ("xpu",),
+    "device": ("xpu", "hip", "cpu"),
     "tp_size": (1, 3, 16),
     "pp_size": (2,),
     "nnodes": (2,),
@@ -151,6 +152,21 @@ def test_each_setting_declines(field: str, value: Any) -> None:
     plan = decide(dataclasses.replace(SERVER, **{field: value}), [O_PROJ], 1, 8192)
     assert not plan.arms and len(plan.server) == 1
     assert plan.why_not() == plan.server[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "hip", "interpreted", "device"),
+    [
+        ("cuda", None, False, "cuda"),
+        ("cuda:3", None, True, "cuda"),
+        ("cuda", "6.4", False, "hip"),
+        ("cpu", None, True, "interpreter"),
+        ("cpu", None, False, "cpu"),
+        ("npu", None, False, "npu"),
+    ],
+)
+def test_devices(name: str, hip: str | None, interpreted: bool, device: str) -> None:
+    assert device_of(name, hip, interpreted) == device
 
 
 def test_no_exclusion_is_left_out() -> None:
@@ -348,6 +364,7 @@ def test_the_table() -> None:
 def test_a_run_that_fused_nothing_is_no_overlap() -> None:
     plan = BenchPlan(ARGUMENTS)
     good = {"problem": "", "armed": ["o"], "declined": "", "fused": {"ffn": 3}, "native": {}}
+    good |= {"hooked": True}
     assert why_not_fused(plan, [good, good], 2) == ""
     assert why_not_fused(plan, [good], 2) == "1 of 2 ranks told what they did"
     for changes, words in (
@@ -394,6 +411,7 @@ with open(told["--result-filename"], "a") as out:
 fused = {"ffn": 9} if told["--model-path"] == "good" else {}
 for rank in range(2):
     state = dict(problem="", armed=["o_proj"], declined="", fused=fused, native={"no rows": 1})
+    state |= dict(hooked=True)
     open(f"{where}/rank-{rank}.json", "w").write(json.dumps(state))
 """
 """Does to the launcher what SGLang's benchmark does: arguments, files, words, ends."""

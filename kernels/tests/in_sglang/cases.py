@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -165,6 +166,33 @@ def case_llama_with_bias_is_fused(here: Here) -> None:
     _case_fused(here, "llama")
 
 
+def hidden_states(runner: ModelRunner) -> list[list[torch.Tensor]]:
+    """By pass: the input of every layer, as EAGLE3 captures it, and the last norm's output."""
+    inner, seen = runner.model.model, []
+    native = inner.forward
+
+    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+        hidden, captured = native(*args, **kwargs)
+        seen.append([*(layer.clone() for layer in captured), hidden.clone()])
+        return hidden
+
+    inner.layers_to_capture, inner.forward = list(range(configs.LAYERS)), watched
+    tiny.run(runner)
+    return seen
+
+
+def case_every_layers_hidden_states_are_like_the_native_ones(here: Here) -> None:
+    ours, theirs = hidden_states(here.load("qwen2")), hidden_states(here.unarmed())
+    assert len(ours) == len(theirs) == PASSES
+    for number, (fused, native) in enumerate(zip(ours, theirs, strict=True)):
+        assert len(fused) == len(native) == configs.LAYERS + 1
+        assert torch.equal(fused[0], native[0]), "the first layer's input is the embedding"
+        for layer, (one, other) in enumerate(zip(fused, native, strict=True)):
+            difference = (one - other).abs().max().item()
+            bound = 2.0**-7 * other.abs().max().item()
+            assert difference <= bound, f"pass {number}, layer {layer}: {difference} over {bound}"
+
+
 def case_the_workspace_comes_before_the_kv_cache(here: Here) -> None:
     """SGLang measures free memory in alloc_memory_pool; the workspace is there by then."""
     seen: list[tuple[bool, bool]] = []
@@ -191,6 +219,17 @@ def case_weights_are_read_at_every_call(here: Here) -> None:
     for found in stages(plain):
         found.projection.weight.data.zero_()
     require_like(ours, tiny.run(plain))
+
+
+def case_a_cpu_without_the_interpreter_declines(here: Here) -> None:
+    runner = here.unarmed()
+    before = os.environ.pop("TRITON_INTERPRET")
+    try:
+        outcome = arming.arm(runner, Settings(), Counters())
+    finally:
+        os.environ["TRITON_INTERPRET"] = before
+    words = "the device is no NVIDIA GPU, nor a CPU in Triton's interpreter"
+    assert outcome == arming.Outcome((), words)
 
 
 def case_a_draft_model_is_left_alone(here: Here) -> None:

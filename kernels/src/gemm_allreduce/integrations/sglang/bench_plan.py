@@ -113,6 +113,8 @@ def why_not_fused(plan: BenchPlan, states: Sequence[dict[str, Any]], ranks: int)
     for rank, state in enumerate(states):
         if problem := state["problem"] or (not state["armed"] and state["declined"]):
             return f"rank {rank}: {problem}"
+        if not state["hooked"]:
+            return f"rank {rank}: SGLang did not run the plug-in's hook"
         if not sum(state["fused"].values()):
             return f"rank {rank}: nothing was fused; native calls: {state['native']}"
     return ""

@@ -72,7 +72,10 @@ class Exclusion:
 
 
 EXCLUSIONS: Final = (
-    Exclusion("the device is neither a GPU nor a CPU", lambda s: s.device not in ("cuda", "cpu")),
+    Exclusion(
+        "the device is no NVIDIA GPU, nor a CPU in Triton's interpreter",
+        lambda s: s.device not in ("cuda", "interpreter"),
+    ),
     Exclusion(
         f"tensor parallelism is not over {', '.join(map(str, WORLD_SIZES))} ranks",
         lambda s: s.tp_size not in WORLD_SIZES,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -139,8 +140,22 @@ def read_server() -> Server:
         values[field] = value
     if moved:
         raise MovedError(moved)
-    values["device"] = str(values["device"]).partition(":")[0]
+    import torch
+
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    values["device"] = device_of(str(values["device"]), torch.version.hip, interpreted)
     return Server(**values)
+
+
+def device_of(name: str, hip: str | None, interpreted: bool) -> str:
+    """Return what kernels would run on: ``cuda``, ``interpreter``, or what they do not. Pure.
+
+    SGLang and torch call an AMD GPU ``cuda`` too; a CPU serves only in Triton's interpreter.
+    """
+    kind = name.partition(":")[0]
+    if kind == "cuda" and hip is not None:
+        return "hip"
+    return "interpreter" if kind == "cpu" and interpreted else kind
 
 
 @dataclass(frozen=True)

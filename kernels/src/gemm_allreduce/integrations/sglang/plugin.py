@@ -51,6 +51,7 @@ class State:
         return {
             "switched_on": self.settings is not None,
             "problem": self.problem,
+            "hooked": self.hooked,
             "armed": list(outcome.armed) if outcome else [],
             "declined": outcome.why_not if outcome else "",
             "symmetric_bytes": outcome.symmetric_bytes if outcome else 0,
