@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--by-hand"):
+    if config.getoption("--by-hand", default=False):
         return
     for item in items:
         if item.get_closest_marker("by_hand"):
