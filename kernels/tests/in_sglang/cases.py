@@ -393,6 +393,14 @@ def case_ranks_that_differ_arm_nothing(here: Here) -> None:
     assert outcome.why_not.startswith("rank 1: SGL_TP_OVERLAP_MIN_TOKENS is 9000"), outcome
     require_untouched(runner)
 
+    def failing(_model: object) -> list[facts.Found]:
+        raise KeyError("of one rank")
+
+    with set_to(arming, "read_stages", failing if here.rank == 0 else facts.read_stages):
+        outcome = arming.arm(runner, Settings(), Counters())
+    assert outcome.why_not == "rank 0: KeyError: 'of one rank'", outcome
+    require_untouched(runner)
+
 
 def case_no_workspace_means_the_native_path(here: Here) -> None:
     runner = here.unarmed()

@@ -62,6 +62,8 @@ def arm(runner: Any, settings: Settings, counters: Counters) -> Outcome:
         plan = decide(server, [f.stage for f in found], least, most)
     except (MovedError, SettingsError) as error:
         problem = str(error)
+    except Exception as error:  # the other ranks wait in _agree
+        problem = f"{type(error).__name__}: {error}"
     if problem := _agree(group, (plan, problem), problem):
         return Outcome((), problem)
     assert plan is not None
