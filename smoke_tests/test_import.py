@@ -19,7 +19,7 @@ from tdstack.verify.triton.fork import LABEL, LIBRARY, library_of
 TIER = "import"
 KERNELS = ("device", "jit", "multimem", "one_shot", "two_shot")
 """Modules that import Triton."""
-LAYERS = ("linear",)
+LAYERS = ("custom_op", "linear")
 """Modules that import torch."""
 TRITON = ("triton", "triton-dist", "pytorch-triton")
 
