@@ -27,7 +27,14 @@ from smoke_tests.pool import Pool
 from smoke_tests.recording import Found, Recording
 from smoke_tests.records import TIERS, Run, Skip, Tier
 from smoke_tests.report import machine
-from smoke_tests.tiers import Host, Selection, Setting, select, settings, this_host
+from smoke_tests.tiers import (
+    Host,
+    Selection,
+    Setting,
+    select,
+    settings_of_checks,
+    this_host,
+)
 
 KERNELS = {"auto": {}, "cubins": {"GEMM_AR_NO_JIT": "1"}, "jit": {"GEMM_AR_CUBINS": "none"}}
 _HOST = pytest.StashKey[Host]()
@@ -159,11 +166,15 @@ def _drawn_cases(config: pytest.Config) -> list[ParameterSet]:
 
 
 def _check_cases(config: pytest.Config) -> list[ParameterSet]:
-    cases = [s for tier in _tiers(config) for s in settings(tier, config.getoption("--ranks"))]
+    ranks = config.getoption("--ranks")
+    cases = [
+        (setting, check)
+        for tier in _tiers(config)
+        for setting, check in settings_of_checks(tier, ranks, list(load().values()))
+    ]
     return [
         pytest.param(setting, check, id=f"{setting.id}-{check.name}", marks=_absent(check.needs))
-        for setting in cases
-        for check in load().values()
+        for setting, check in cases
         if setting.kind in check.kinds and setting.world_size >= check.least_ranks
         if not check.needs_cubins or config.getoption("--kernels") == "cubins"
         if not (check.own_gpu and setting.one_gpu)

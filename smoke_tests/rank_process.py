@@ -174,7 +174,9 @@ def connect_ranks(
     def connect() -> Transport:
         return transport_of(kind, world_size, group, device)
 
-    return Ranks(kind, world_size, rank, group, device, connect, time_limit_s, steps=steps)
+    return Ranks(
+        kind, world_size, rank, group, device, connect, time_limit_s, steps=steps, folder=folder
+    )
 
 
 def transport_of(

@@ -131,6 +131,23 @@ def case_an_armed_layer_gives_the_sum_and_the_bias_once() -> None:
         assert torch.equal(made.down(x), twice)
 
 
+def case_a_weight_that_lies_unaligned_is_settled_once() -> None:
+    """Weights of mapped files lie as the file has them."""
+    made = model()
+    weight, bias = made.down.weight.to_local(), made.down.bias.to_local()
+    for name, values in (("weight", weight), ("bias", bias)):
+        apart = torch.cat([values.new_zeros(1), values.flatten()])[1:].view(values.shape)
+        assert apart.data_ptr() % 16
+        setattr(made.down, name, torch.nn.Parameter(apart, requires_grad=False))
+    with workspace() as one, torch.no_grad():
+        fused.attach(made, one)
+        x = batch(3)
+        assert torch.equal(made.down(x), exact_partial(x, weight) + bias)
+        settled = made.down.weight
+        fused.attach(made, one)
+        assert made.down.weight is settled
+
+
 def case_calls_beyond_the_conditions_are_native_and_counted() -> None:
     made = model()
     with workspace() as one:

@@ -100,9 +100,9 @@ def gemm_allreduce(
     Args:
         x: [M, K_local]; [W, M, K_local] where ranks are virtual. Copied where it is not
             contiguous or not aligned: a compiler may choose another layout than eager code has.
-        weight: [N, K_local] (virtual: [W, N, K_local]), contiguous.
+        weight: [N, K_local] (virtual: [W, N, K_local]), contiguous and aligned; never copied.
         workspace: a handle from `register`.
-        bias: [N].
+        bias: [N]; copied likewise: loaders that map a file leave it where it lies there.
         residual: [M, N]; copied likewise.
         x_scale: float32 [M] (virtual: [W, M]), for 8-bit types.
         weight_scale: float32 [N] (virtual: [W, N]), for 8-bit types.
@@ -116,7 +116,7 @@ def gemm_allreduce(
         _packed(x),
         weight,
         workspace_of(workspace),
-        bias,
+        None if bias is None else _packed(bias),
         None if residual is None else _packed(residual),
         x_scale=x_scale,
         weight_scale=weight_scale,

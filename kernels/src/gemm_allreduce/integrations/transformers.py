@@ -26,6 +26,7 @@ except ImportError as error:
     ) from error
 
 from ..custom_op import gemm_allreduce, register, unregister, workspace_of
+from ..variants import ROW_BYTES
 from .conditions import Call, Layer, Served, Tokens, why_declined, why_native
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ PLAN: Final = {
     "model.layers.*.self_attn.o_proj": STYLE,
     "model.layers.*.mlp.down_proj": STYLE,
 }
-"""For DistributedConfig(tp_plan=...) of models whose layers have these names, as Qwen2 and Llama."""
+"""For DistributedConfig(tp_plan=...), where layers have these names, as in Qwen2 and Llama."""
 FUSED: Final = "fused"
 """The counter of calls that were fused; the others are named by their reason."""
 
@@ -78,7 +79,8 @@ class _Site:
             return self.native(x)
         assert self.armed is not None
         weight, bias = _local(self.module.weight), _local(self.module.bias)
-        y = gemm_allreduce(x.reshape(-1, x.shape[-1]), weight, self.armed.handle, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        y: torch.Tensor = gemm_allreduce(rows, weight, self.armed.handle, bias)
         return y.view(*x.shape[:-1], weight.shape[0])
 
     def _why_native(self, x: torch.Tensor) -> str:
@@ -168,6 +170,8 @@ def attach(
         raise ValueError(f"no layer was loaded with the style {STYLE!r}; name it in tp_plan")
     declined = {name: reason for name, reason in reasons.items() if reason}
     armed = tuple(name for name in sites if name not in declined)
+    for name in armed:
+        _settle(sites[name].module)
     shapes = {tuple(_local(sites[name].module.weight).shape): None for name in armed}
     workspace.warmup((n, k) for n, k in shapes)
     detach(model)
@@ -203,19 +207,35 @@ def _sites(model: torch.nn.Module) -> Iterator[tuple[str, _Site]]:
 
 def _layer(site: _Site) -> Layer:
     module, kind = site.module, type(site.module)
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    quantized = bool(getattr(module, "_hf_quantized_needs_local_tp", False))
-    plain = kind is torch.nn.Linear and not quantized
-    return Layer(
-        kind=f"{kind.__module__}.{kind.__qualname__}" + " (quantized)" * quantized,
-        plain=plain,
-        features=weight.shape[0] if plain else 0,
-        depth=weight.shape[1] if plain else 0,
-        dtype=str(weight.dtype) if plain else "",
-        device=str(_local(weight).device) if plain else "",
-        bias_dtype=None if bias is None or not plain else str(bias.dtype),
-        ranks=_ranks_of(_group_of(site.mesh)),
-    )
+    name, ranks = f"{kind.__module__}.{kind.__qualname__}", _ranks_of(_group_of(site.mesh))
+    if getattr(module, "_hf_quantized_needs_local_tp", False):
+        return Layer(f"quantized {name}", False, 0, 0, "", "", None, ranks)
+    if kind is not torch.nn.Linear:
+        return Layer(name, False, 0, 0, "", "", None, ranks)
+    weight: Any = module.weight
+    features, depth = weight.shape
+    bias = None if module.bias is None else str(module.bias.dtype)
+    device = str(_local(weight).device)
+    return Layer(name, True, features, depth, str(weight.dtype), device, bias, ranks)
+
+
+def _settle(module: torch.nn.Module) -> None:
+    """Copy a weight that kernels cannot load as it lies, once: a part of a mapped file can be so."""
+    weight: Any = module.weight
+    local = _local(weight)
+    if local.is_contiguous() and local.data_ptr() % ROW_BYTES == 0:
+        return
+    local = local.clone(memory_format=torch.contiguous_format)
+    if isinstance(weight, DTensor):
+        local = DTensor.from_local(
+            local,
+            weight.device_mesh,
+            weight.placements,
+            run_check=False,
+            shape=weight.shape,
+            stride=weight.stride(),
+        )
+    module.weight = torch.nn.Parameter(local, requires_grad=weight.requires_grad)
 
 
 def _served(workspace: Workspace) -> Served:
