@@ -149,7 +149,12 @@ def _control_settings(tier: Tier) -> list[Setting]:
 
 def _control_cases(config: pytest.Config) -> list[ParameterSet]:
     return [
-        pytest.param(setting, control, id=f"{setting.id}-{control.name}")
+        pytest.param(
+            setting,
+            control,
+            id=f"{setting.id}-{control.name}",
+            marks=_absent(load()[control.check].needs),
+        )
         for tier in _tiers(config)
         for setting in _control_settings(tier)
         for control in CONTROLS
@@ -181,10 +186,17 @@ def _check_cases(config: pytest.Config) -> list[ParameterSet]:
     ]
 
 
+REMEDIES = {
+    "transformers": "pip install --no-deps --require-hashes -r requirements-models.lock",
+}
+"""How a module that a check needs comes into the environment, where that is known."""
+
+
 def _absent(module: str) -> list[pytest.MarkDecorator]:
     if not module or importlib.util.find_spec(module):
         return []
-    return [pytest.mark.skip(reason=f"not installed: {module}")]
+    remedy = f"; remedy: {REMEDIES[module]}" if module in REMEDIES else ""
+    return [pytest.mark.skip(reason=f"not installed: {module}{remedy}")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -273,12 +285,13 @@ def pytest_runtest_makereport(
     recording = item.config.stash[_RECORDING]
     if item.name.endswith("[nothing]"):
         return result
+    name = item.name.partition("[")[2].rpartition("]")[0] or item.name
+    tier = _tier_of(item)
+    name = name if name.startswith(f"{tier}-") else f"{tier}-{name.removeprefix('test_')}"
     if result.outcome == "skipped":
-        recording.add_skipped()
+        reason = result.longrepr[2] if isinstance(result.longrepr, tuple) else result.longrepr
+        recording.leave_out(tier, name, str(reason).removeprefix("Skipped: "))
     elif result.when == "call" or result.failed:
-        name = item.name.partition("[")[2].rpartition("]")[0] or item.name
-        tier = _tier_of(item)
-        name = name if name.startswith(f"{tier}-") else f"{tier}-{name.removeprefix('test_')}"
         found = item.stash.get(_FOUND, Found())
         text = str(result.longrepr) if result.failed else ""
         recording.add(tier, name, not result.failed, result.duration, text, found)

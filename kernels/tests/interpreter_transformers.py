@@ -106,7 +106,7 @@ def case_layers_are_armed_or_declined_with_a_reason_and_one_line_says_so() -> No
     assert armed == [f"gemm_allreduce: {done}"]
     assert str(done).startswith("1 of 4 row-parallel layers are armed, for 1 rows or more; wide: N")
     assert [line for line in lines if "native" in line] == [
-        "gemm_allreduce: a call takes the native path: fewer than 1 rows"
+        "gemm_allreduce: a call of down takes the native path: fewer than 1 rows"
     ], "once for a reason"
 
 

@@ -3,15 +3,16 @@
 Let u be the unit roundoff (2^-8 bf16, 2^-11 fp16). In the 2-byte run the result v_s of each
 operation s has the relative error e_s, at most u in every element. To first order that moves a
 result h, which lies behind it, by J_s (v_s e_s), with J_s the derivative of h by v_s. All of them
-together, for errors that are independent of each other and zero on average, which is what rounding
-to nearest gives (Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019):
+together, for errors that are independent of each other and zero on average, which is how rounding
+to nearest is modelled (Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis,
+2019):
 
     E |h' - h|^2  =  sum_s E |J_s (v_s e_s)|^2  <=  u^2 S^2,     S^2 = sum_s |J_s diag(v_s)|_F^2
 
-S is computed, not guessed: for a random z of signs, E |diag(v_s) J_s^T z|^2 is the norm in the sum,
-and J_s^T z is what reverse-mode differentiation of <z, h> gives for all s at once. So depth comes in
-by itself: every layer adds its operations, and every J_s holds what the layers behind make of an
-error. Norms are over the positions and features of one prompt.
+S is computed, not guessed: for a random z of signs, E |diag(v_s) J_s^T z|^2 is the norm in the
+sum, and J_s^T z is what reverse-mode differentiation of <z, h> gives, for all s at once. So depth
+comes in by itself: every layer adds its operations, and every J_s holds what the layers behind
+make of an error. Norms are over the positions and features of one prompt.
 
 Operations are those of the model as it is split over W ranks: the W partial products of a
 row-parallel layer are rounded each, then their sums. Counted too much: RMSNorm, softmax and rotary
@@ -19,8 +20,8 @@ angles are computed in float32, and counted as if they were not; the worst case 
 spread of e_s, which is u / sqrt(3) or less. Left out: errors of float32 accumulation, K 2^-24 of
 each product's terms, and of second order. `MARGIN` times u S is allowed, as |h' - h|, a norm of
 hundreds of values with thousands of errors behind each, stays near its mean; a single number does
-not, and gets `SINGLE` times. Two runs with roundings of their own are sqrt(2) as far from each other
-as either from float32.
+not, and gets `SINGLE` times. Two runs with roundings of their own are sqrt(2) as far from each
+other as either is from float32.
 """
 
 from __future__ import annotations

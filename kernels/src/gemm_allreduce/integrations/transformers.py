@@ -62,11 +62,12 @@ class _Armed:
 
 @dataclass
 class _Site:
-    """A layer that was loaded with the style."""
+    """A layer that was loaded with the style; ``name`` is known once it was attached."""
 
     module: torch.nn.Module
     mesh: DeviceMesh
     native: Callable[..., torch.Tensor]
+    name: str = ""
     armed: _Armed | None = None
     calls: Counter[str] = field(default_factory=Counter)
 
@@ -100,7 +101,7 @@ class _Site:
     def _count(self, reason: str) -> None:
         if reason and self.armed is not None and reason not in self.armed.told:
             self.armed.told.add(reason)
-            _LOG.info("gemm_allreduce: a call takes the native path: %s", reason)
+            _LOG.info("gemm_allreduce: a call of %s takes the native path: %s", self.name, reason)
         self.calls[reason or FUSED] += 1
 
 
@@ -177,7 +178,7 @@ def attach(
     detach(model)
     state = _Armed(register(workspace), workspace.dtype, tokens)
     for name in armed:
-        sites[name].armed = state
+        sites[name].name, sites[name].armed = name, state
     done = Attached(armed, declined, tokens)
     _LOG.info("gemm_allreduce: %s", done)
     return done
@@ -220,7 +221,7 @@ def _layer(site: _Site) -> Layer:
 
 
 def _settle(module: torch.nn.Module) -> None:
-    """Copy a weight that kernels cannot load as it lies, once: a part of a mapped file can be so."""
+    """Copy a weight, once, that kernels cannot load where it lies: in a mapped file, for one."""
     weight: Any = module.weight
     local = _local(weight)
     if local.is_contiguous() and local.data_ptr() % ROW_BYTES == 0:
