@@ -195,9 +195,9 @@ class Result:
         """Yield every record in the order in which a file has them."""
         yield self.run
         yield from self.skips
-        yield from self.left_out
         yield from self.checks
         yield from self.measures
+        yield from self.left_out
         yield from self.evidence
         if self.verdict:
             yield self.verdict
