@@ -189,6 +189,22 @@ def case_a_closed_workspace_and_a_detached_model_are_native() -> None:
     }
 
 
+def case_ranks_that_would_arm_other_layers_or_calls_arm_nothing() -> None:
+    made = model()
+    with workspace() as one, torch.no_grad():
+        gather = one.transport.gather
+        for other in (({"down": ""}, 1, None), None):
+
+            def told(value: tuple[object, ...], other: object = other) -> list[object]:
+                return [*gather(value), other or (value[0], 2, None)]
+
+            one.transport.gather = told  # type: ignore[method-assign]
+            require(ValueError, "ranks differ", lambda: fused.attach(made, one))
+        one.transport.gather = gather  # type: ignore[method-assign]
+        made.down(batch(2))
+    assert fused.calls(made)["down"] == {"no workspace is attached": 1}
+
+
 def case_what_cannot_be_attached() -> None:
     made = model()
     with workspace() as one:
