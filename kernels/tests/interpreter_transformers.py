@@ -23,7 +23,7 @@ from gemm_allreduce.integrations import transformers as fused
 from gemm_allreduce.transports.shared import SharedMemoryTransport
 
 DEPTH = 24
-PLAN = {"down": fused.STYLE, "wide": fused.STYLE, "odd": fused.STYLE, "table": fused.STYLE}
+PLAN = {"down": fused.STYLE, "wide": fused.STYLE, "odd": fused.STYLE}
 
 
 @cache
