@@ -400,7 +400,7 @@ def bench(
 @verb
 @helps(fix="let ruff mend what it can")
 def lint(c: Context, fix: bool = False) -> None:
-    """Run ruff, mypy --strict, shellcheck and hadolint."""
+    """Run ruff, mypy --strict, shellcheck, hadolint and zizmor."""
     from tdstack.lint import lint as run
 
     run(Workspace.here().root, fix=fix)
