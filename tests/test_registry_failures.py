@@ -9,13 +9,16 @@ import os
 import random
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+import requests
 
 from tdstack.assemble.image import CONFIG_TYPE, LAYER_TYPE, MANIFEST_TYPE
 from tdstack.errors import ExitCode, IntegrityError, UpstreamError
@@ -146,6 +149,13 @@ def test_a_partial_file_of_other_bytes_is_not_kept(
         registry.save_blob(repository, descriptor, partial)
     assert not partial.exists()
     registry.save_blob(repository, descriptor, partial)
+
+
+def test_a_document_that_breaks_off_is_asked_for_again(serve: Serve) -> None:
+    replies = iter([replace(manifest_reply(), cut=n) for n in (0, 20)])
+    server = serve(lambda request: next(replies, manifest_reply()))
+    assert quiet(server.host).document(Repository(server.host, "a"), "tag") == MANIFEST
+    assert len(server.asked) == 3
 
 
 def test_a_server_that_knows_no_ranges_sends_the_blob_anew(serve: Serve) -> None:
@@ -393,12 +403,12 @@ def test_a_redirect_within_the_host_keeps_them(
 
 
 def test_a_redirect_to_a_foreign_host_without_tls_is_refused(serve: Serve) -> None:
-    server = serve(
-        lambda request: Reply(302, headers={"Location": "http://storage.invalid/b?secret=Pa55"})
-    )
-    with pytest.raises(UpstreamError, match="without TLS") as caught:
-        quiet(server.host).document(Repository(server.host, "a"), "tag")
-    assert "Pa55" not in str(caught.value)
+    addresses = iter(["http://storage.invalid/b?secret=Pa55", "http://[b?secret=Pa55", "file:///a"])
+    server = serve(lambda request: Reply(302, headers={"Location": next(addresses)}))
+    for match in ("without TLS", "no address", "without TLS"):
+        with pytest.raises(UpstreamError, match=match) as caught:
+            quiet(server.host).document(Repository(server.host, "a"), "tag")
+        assert "Pa55" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_redirects_end(serve: Serve) -> None:
@@ -433,6 +443,50 @@ def test_all_pages_of_a_list_are_read(serve: Serve) -> None:
     assert len(registry.referrers(repository, MANIFEST.digest)) == 6
     found = registry.referrers(repository, MANIFEST.digest, "text/all")
     assert [d.digest for d in found] == [digest("text/all", page) for page in range(3)]
+
+
+def test_a_referrer_that_another_client_overwrote_is_added_again(
+    plain_registry: RunningRegistry,
+) -> None:
+    repository = Repository(plain_registry.host, "two/clients")
+    empty, subject = Descriptor.of(b"{}", CONFIG_TYPE), MANIFEST.descriptor()
+    registry = quiet(plain_registry.host)
+    registry.put_blob(repository, b"{}", empty)
+    registry.put_document(repository, "v1", MANIFEST)
+    documents = {k: ImageManifest(empty, (), subject, k).document() for k in ("text/a", "text/b")}
+    for document in documents.values():
+        registry.put_document(repository, document.digest, document)
+    other = replace(documents["text/b"].descriptor(), artifact_type="text/b")
+    tag = subject.digest.replace(":", "-")
+    written: list[str] = []
+
+    def reply(request: Asked) -> Reply:
+        """Pass a request on; another client's index comes right after our first one."""
+        headers = {k: v for k, v in request.headers.items() if k in ("Accept", "Content-Type")}
+        answer = requests.request(
+            request.method,
+            f"http://{plain_registry.host}{request.path}",
+            data=request.body,
+            headers=headers,
+        )
+        if request.method == "PUT" and request.path.endswith(tag):
+            written.append(tag)
+            if len(written) == 1:
+                registry.put_document(repository, tag, Index((other,)).document())
+        kept = ("Content-Type", "Docker-Content-Digest")
+        return Reply(
+            answer.status_code,
+            answer.content,
+            {k: v for k, v in answer.headers.items() if k in kept},
+        )
+
+    with scripted_server(reply) as server:
+        quiet(server.host).add_referrer(
+            Repository(server.host, repository.path), subject, documents["text/a"], "text/a", {}
+        )
+    found = registry.referrers(repository, subject.digest)
+    assert [d.artifact_type for d in found] == ["text/b", "text/a"]
+    assert len(written) == 2
 
 
 def test_a_registry_with_the_referrers_api_keeps_the_list_itself(serve: Serve) -> None:

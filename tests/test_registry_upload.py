@@ -148,6 +148,19 @@ def test_an_upload_that_the_registry_forgot_begins_anew() -> None:
     assert uploads.stored == {descriptor.digest: blob}
 
 
+@pytest.mark.parametrize("answer", [Reply(404), None])
+def test_a_registry_that_forgets_each_time_is_given_up(answer: Reply | None) -> None:
+    def reply(request: Asked) -> Reply | None:
+        if request.method == "PATCH" and request.headers["Content-Range"].startswith("200000"):
+            return answer
+        return Reply(404) if request.method == "GET" else uploads.reply(request)
+
+    uploads, blob = Uploads(), os.urandom(3 * PIECE)
+    with scripted_server(reply) as server, pytest.raises(UpstreamError):
+        send(server.host, blob, Descriptor.of(blob, LAYER_TYPE))
+    assert uploads.begun == 6
+
+
 def test_an_answer_that_is_lost_after_the_blob_is_stored_ends_well() -> None:
     uploads, blob = Uploads(), os.urandom(10)
     descriptor = Descriptor.of(blob, LAYER_TYPE)

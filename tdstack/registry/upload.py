@@ -119,7 +119,8 @@ class Upload:
         location, at = self._begin(mount_from), 0
         if not location:
             return False
-        # Failures in a row end the upload, and so do too many new beginnings, however far it came.
+        # Failures in a row end the upload, and so do too many new beginnings: each may come as far
+        # as the one before, for ever.
         failures, beginnings = Backoff(), Backoff()
         while True:
             try:
@@ -129,17 +130,18 @@ class Upload:
                 location, at = self._patch(location, at)
                 failures.progressed()
             except TransientError as error:
+                reason = error
                 self._api.again(self._what, error, failures)
                 location, known = self._where(location)
                 if known - at >= FORGIVING:  # a part of the piece came
                     failures.progressed()
                 at = known
             except _RefusedError as error:
-                location = ""
-                self._api.again(self._what, TransientError(str(error)), beginnings)
+                location, reason = "", TransientError(str(error))
             if not location:
                 if self.present():  # only the answer was lost, or another client was faster
                     return True
+                self._api.again(self._what, reason, beginnings)
                 location, at = self._begin(None), 0
                 self._tell(0)
 
