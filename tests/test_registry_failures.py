@@ -139,17 +139,22 @@ def test_a_file_goes_on_where_an_earlier_run_left_it(
     assert partial.read_bytes() == blob
 
 
-def test_a_partial_file_of_other_bytes_is_not_kept(
-    plain_registry: RunningRegistry, tmp_path: Path
+@pytest.mark.parametrize("size", [20_000, 50_000])
+def test_a_file_of_other_bytes_is_not_gone_on_with(
+    plain_registry: RunningRegistry, tmp_path: Path, size: int
 ) -> None:
-    descriptor = store(plain_registry, "foreign", os.urandom(50_000))
+    blob = os.urandom(50_000)
+    descriptor = store(plain_registry, "foreign", blob)
     registry, repository = quiet(plain_registry.host), Repository(plain_registry.host, "foreign")
     partial = tmp_path / "partial"
-    partial.write_bytes(b"x" * 20_000)
+    partial.write_bytes(b"x" * size)
+    registry.save_blob(repository, descriptor, partial)
+    assert partial.read_bytes() == blob
+    plain_registry.blob(descriptor.digest).write_bytes(b"x" * len(blob))
+    partial.unlink()
     with pytest.raises(IntegrityError):
         registry.save_blob(repository, descriptor, partial)
     assert not partial.exists()
-    registry.save_blob(repository, descriptor, partial)
 
 
 def test_a_document_that_breaks_off_is_asked_for_again(serve: Serve) -> None:

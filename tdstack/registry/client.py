@@ -29,7 +29,7 @@ from tdstack.registry.oci import (
 )
 from tdstack.registry.reference import Repository, is_tag
 from tdstack.registry.referrers import Referrers
-from tdstack.registry.upload import Source, Upload
+from tdstack.registry.upload import Source, Upload, has_blob
 
 _PAGE = 1000
 
@@ -68,8 +68,7 @@ class Registry:
 
     def has_blob(self, repository: Repository, digest: str) -> bool:
         """Return whether the repository has the blob."""
-        descriptor = Descriptor("", digest, 0)
-        return Upload(self._api, repository, Source(b""), descriptor, _silent).present()
+        return has_blob(self._api, repository.path, digest)
 
     def put_blob(
         self,
@@ -82,8 +81,10 @@ class Registry:
 
         Raises: IntegrityError also when `source` is not the descriptor's bytes.
         """
+        if self.has_blob(repository, descriptor.digest):
+            return False
         upload = Upload(self._api, repository, Source(source), descriptor, self._progress)
-        return not upload.present() and upload.run(mount_from)
+        return upload.run(mount_from)
 
     def get_blob(self, repository: Repository, descriptor: Descriptor) -> bytes:
         """Return a small blob's bytes.
@@ -119,28 +120,33 @@ class Registry:
             return self._api.open("GET", self._api.url(path), access, headers)
 
         patience = self._api.patiently
-        return BlobReader(descriptor, opener, patience, self._progress, begin, seen)
+        return BlobReader(
+            str(repository), descriptor, opener, patience, self._progress, begin, seen
+        )
 
     def save_blob(self, repository: Repository, descriptor: Descriptor, partial: Path) -> None:
         """Make `partial` the blob, going on where an earlier run left it.
 
-        A file that turns out to hold other bytes is removed.
-        Raises: IntegrityError; OSError as files do.
+        Raises: IntegrityError, and then `partial` is gone; OSError as files do.
         """
-        seen = hashlib.sha256()
         with partial.open("a+b") as out:
-            if out.tell() > descriptor.size:  # not a beginning of this blob
-                out.truncate(0)
+            seen = hashlib.sha256()
             out.seek(0)
             while held := out.read(BLOCK):
                 seen.update(held)
+            begin = out.tell()
             try:
-                begin = out.tell()
-                with self.open_blob(repository, descriptor, begin, seen) as reader:
-                    shutil.copyfileobj(reader, out, BLOCK)
+                if begin <= descriptor.size:
+                    with self.open_blob(repository, descriptor, begin, seen) as reader:
+                        shutil.copyfileobj(reader, out, BLOCK)
+                    return
             except IntegrityError:
-                partial.unlink(missing_ok=True)
-                raise
+                if begin == 0:
+                    partial.unlink(missing_ok=True)
+                    raise
+        # What was left was not the blob's beginning; a crash of this host can leave such a file.
+        partial.unlink()
+        self.save_blob(repository, descriptor, partial)
 
     def tags(self, repository: Repository) -> list[str]:
         """Return the repository's tags, sorted; none where there is no such repository."""

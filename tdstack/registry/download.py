@@ -51,6 +51,7 @@ class BlobReader(io.RawIOBase):
 
     def __init__(
         self,
+        where: str,
         descriptor: Descriptor,
         opener: Opener,
         patience: Patience,
@@ -58,6 +59,7 @@ class BlobReader(io.RawIOBase):
         begin: int = 0,
         seen: hashlib._Hash | None = None,
     ) -> None:
+        self._where = where
         self._descriptor = descriptor
         self._opener = opener
         self._patience = patience
@@ -175,6 +177,7 @@ class BlobReader(io.RawIOBase):
         descriptor = self._descriptor
         return IntegrityError(
             "the registry's blob is not the one that the manifest names",
+            where=self._where,
             expected=f"{descriptor.digest}, {descriptor.size} bytes",
             got=got,
             remedy="delete the blob in the registry and push the image again; do not trust the "
