@@ -119,42 +119,29 @@ def test_a_body_cut_at_random_places_goes_on_there(
     assert re.search(r'"GET /v2/cut/blobs/\S+ HTTP/1.1" 206', plain_registry.log())
 
 
-def test_a_file_goes_on_where_an_earlier_run_left_it(
-    plain_registry: RunningRegistry, tmp_path: Path
-) -> None:
+def test_a_blob_goes_on_where_an_earlier_run_left_it(plain_registry: RunningRegistry) -> None:
     blob = os.urandom(500_000)
     descriptor = store(plain_registry, "left", blob)
     repository = Repository(plain_registry.host, "left")
     came: list[int] = []
     registry = Registry(plain_registry.host, progress=lambda _, amount: came.append(amount))
-    partial = tmp_path / "partial"
-    partial.write_bytes(blob[:350_000])
-    registry.save_blob(repository, descriptor, partial)
-    assert partial.read_bytes() == blob
-    assert sum(came) == 150_000
-    registry.save_blob(repository, descriptor, partial)  # whole already
-    assert sum(came) == 150_000
-    partial.write_bytes(b"x" * 600_000)  # longer than the blob
-    registry.save_blob(repository, descriptor, partial)
-    assert partial.read_bytes() == blob
+    for begin in (0, 350_000, 499_999, 500_000):
+        came.clear()
+        seen = hashlib.sha256(blob[:begin])
+        with registry.open_blob(repository, descriptor, begin, seen) as reader:
+            assert reader.read() == blob[begin:]
+        assert sum(came) == len(blob) - begin
 
 
-@pytest.mark.parametrize("size", [20_000, 50_000])
-def test_a_file_of_other_bytes_is_not_gone_on_with(
-    plain_registry: RunningRegistry, tmp_path: Path, size: int
+@pytest.mark.parametrize("begin", [20_000, 50_000])
+def test_a_beginning_of_other_bytes_is_found_out(
+    plain_registry: RunningRegistry, begin: int
 ) -> None:
-    blob = os.urandom(50_000)
-    descriptor = store(plain_registry, "foreign", blob)
+    descriptor = store(plain_registry, "foreign", os.urandom(50_000))
     registry, repository = quiet(plain_registry.host), Repository(plain_registry.host, "foreign")
-    partial = tmp_path / "partial"
-    partial.write_bytes(b"x" * size)
-    registry.save_blob(repository, descriptor, partial)
-    assert partial.read_bytes() == blob
-    plain_registry.blob(descriptor.digest).write_bytes(b"x" * len(blob))
-    partial.unlink()
-    with pytest.raises(IntegrityError):
-        registry.save_blob(repository, descriptor, partial)
-    assert not partial.exists()
+    seen = hashlib.sha256(b"x" * begin)
+    with pytest.raises(IntegrityError), registry.open_blob(repository, descriptor, begin, seen):
+        pass
 
 
 def test_a_document_that_breaks_off_is_asked_for_again(serve: Serve) -> None:
@@ -389,6 +376,17 @@ def test_a_redirect_to_another_host_brings_no_credentials(
     assert [request.path for request in storage.asked] == ["/blob?signature=x"]
     assert "Authorization" not in storage.asked[0].headers
     assert "Authorization" in server.asked[-1].headers
+
+
+def test_an_address_that_is_a_key_is_not_told(serve: Serve) -> None:
+    address = "http://127.0.0.1:1/blob?X-Amz-Signature=Pa55"
+    server = serve(lambda request: Reply(307, headers={"Location": address}))
+    said: list[str] = []
+    with pytest.raises(UpstreamError) as caught:
+        Registry(server.host, said.append).get_blob(
+            Repository(server.host, "a"), Descriptor.of(b"abc", LAYER_TYPE)
+        )
+    assert "Pa55" not in "".join([*said, *traceback.format_exception(caught.value)])
 
 
 def test_a_redirect_within_the_host_keeps_them(

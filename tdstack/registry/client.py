@@ -6,7 +6,6 @@ What comes by digest is compared with it, so that a registry or a proxy cannot p
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -20,7 +19,6 @@ from tdstack.registry.api import Api, Say
 from tdstack.registry.auth import Access
 from tdstack.registry.documents import Documents, pages
 from tdstack.registry.download import BlobReader, Progress
-from tdstack.registry.http import BLOCK
 from tdstack.registry.oci import (
     MAX_DOCUMENT,
     Descriptor,
@@ -123,30 +121,6 @@ class Registry:
         return BlobReader(
             str(repository), descriptor, opener, patience, self._progress, begin, seen
         )
-
-    def save_blob(self, repository: Repository, descriptor: Descriptor, partial: Path) -> None:
-        """Make `partial` the blob, going on where an earlier run left it.
-
-        Raises: IntegrityError, and then `partial` is gone; OSError as files do.
-        """
-        with partial.open("a+b") as out:
-            seen = hashlib.sha256()
-            out.seek(0)
-            while held := out.read(BLOCK):
-                seen.update(held)
-            begin = out.tell()
-            try:
-                if begin <= descriptor.size:
-                    with self.open_blob(repository, descriptor, begin, seen) as reader:
-                        shutil.copyfileobj(reader, out, BLOCK)
-                    return
-            except IntegrityError:
-                if begin == 0:
-                    partial.unlink(missing_ok=True)
-                    raise
-        # What was left was not the blob's beginning; a crash of this host can leave such a file.
-        partial.unlink()
-        self.save_blob(repository, descriptor, partial)
 
     def tags(self, repository: Repository) -> list[str]:
         """Return the repository's tags, sorted; none where there is no such repository."""
