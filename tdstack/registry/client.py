@@ -117,10 +117,8 @@ class Registry:
             headers = {"Range": f"bytes={begin}-"} if begin else {}
             return self._api.open("GET", self._api.url(path), access, headers)
 
-        patience = self._api.patiently
-        return BlobReader(
-            str(repository), descriptor, opener, patience, self._progress, begin, seen
-        )
+        patience, where = self._api.patiently, str(repository)
+        return BlobReader(descriptor, opener, patience, self._progress, begin, seen, where)
 
     def tags(self, repository: Repository) -> list[str]:
         """Return the repository's tags, sorted; none where there is no such repository."""

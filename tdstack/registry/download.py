@@ -45,19 +45,19 @@ class BlobReader(io.RawIOBase):
 
     Size and sha256 are checked before the last byte is given out. A `with` block that ends
     without an error has checked them even if the reader left bytes unread. `begin` bytes that
-    the caller holds are not asked for; `seen` is the hash over them.
+    the caller holds are not asked for; `seen` is the hash over them. `where` is for errors.
     Raises: IntegrityError for other bytes; UpstreamError when the registry fails for good.
     """
 
     def __init__(
         self,
-        where: str,
         descriptor: Descriptor,
         opener: Opener,
         patience: Patience,
         progress: Progress,
         begin: int = 0,
         seen: hashlib._Hash | None = None,
+        where: str = "",
     ) -> None:
         self._where = where
         self._descriptor = descriptor
