@@ -6,7 +6,6 @@ import base64
 import json
 import logging
 import os
-import shutil
 import subprocess
 import traceback
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from tdstack.errors import ExitCode, HostError, UpstreamError
 from tests.authorities import Authority
-from tests.registries import RunningRegistry
+from tests.registries import RunningRegistry, installed_or_skip
 from tests.registry_logins import (
     SECRET,
     USER,
@@ -63,8 +62,7 @@ def test_what_a_real_login_saves_is_understood(
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if shutil.which("skopeo") is None:
-        pytest.skip("skopeo is not installed")
+    installed_or_skip("skopeo")
     folder = trust(home, with_password.host, authority)
     command = ["skopeo", "login", "--username", USER, "--password-stdin", with_password.host]
     command += ["--authfile", str(home / "auth.json"), "--cert-dir", str(folder)]
