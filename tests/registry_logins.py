@@ -59,7 +59,7 @@ def with_tokens(
     folder = tmp_path_factory.mktemp("registry")
     with (
         token_server(authority, USER, SECRET, REFRESH) as tokens,
-        running_registry(folder / "r", auth=tokens.configuration()) as running,
+        running_registry(folder / "r", deletion=True, auth=tokens.configuration()) as running,
     ):
         yield WithTokens(running, tokens)
 

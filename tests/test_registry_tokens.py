@@ -6,16 +6,19 @@ import base64
 import logging
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tdstack.assemble.image import LAYER_TYPE
+from tdstack.assemble.image import CONFIG_TYPE, LAYER_TYPE
 from tdstack.errors import UpstreamError
 from tdstack.registry.client import Registry
-from tdstack.registry.oci import Descriptor
+from tdstack.registry.oci import Descriptor, ImageManifest
 from tdstack.registry.reference import Repository
 from tests.registry_logins import (
+    BLOB,
+    LAYER,
     REFRESH,
     USER,
     WithTokens,
@@ -42,6 +45,30 @@ def test_tokens_are_fetched_once_for_each_use(with_tokens: WithTokens, home: Pat
     assert len(with_tokens.tokens.given) == given + 2
     other = repository.child("other")
     assert registry.put_blob(other, b"", Descriptor.of(blob, LAYER_TYPE), repository) is False
+
+
+def test_threads_at_once_share_a_token(with_tokens: WithTokens, home: Path) -> None:
+    host = with_tokens.registry.host
+    log_in(home, auths(host))
+    registry, repository = Registry(host), Repository(host, "threads")
+    registry.put_blob(repository, BLOB, LAYER)
+    fresh, given = Registry(host), len(with_tokens.tokens.given)
+    with ThreadPoolExecutor(8) as pool:
+        read = [pool.submit(fresh.get_blob, repository, LAYER) for _ in range(24)]
+    assert {future.result() for future in read} == {BLOB}
+    assert len(with_tokens.tokens.given) == given + 1
+
+
+def test_a_token_to_delete(with_tokens: WithTokens, home: Path) -> None:
+    host = with_tokens.registry.host
+    log_in(home, auths(host))
+    registry, repository = Registry(host), Repository(host, "delete")
+    empty = Descriptor.of(b"{}", CONFIG_TYPE)
+    registry.put_blob(repository, b"{}", empty)
+    document = ImageManifest(empty, ()).document()
+    registry.put_document(repository, "v1", document)
+    registry.delete(repository, document.digest)
+    assert registry.head(repository, "v1") is None
 
 
 def test_an_identity_token_is_sent_as_a_form_only(with_tokens: WithTokens, home: Path) -> None:
