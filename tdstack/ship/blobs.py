@@ -82,21 +82,34 @@ class Blobs:
 
     def _receive(self, repository: Repository, blob: Descriptor, file: LockedFile) -> None:
         partial = self._store.partial(file)
-        begin, seen = _seen(partial, blob.size)
+        for begin, seen in (_seen(partial, blob.size), (0, hashlib.sha256())):
+            try:
+                self._read(repository, blob, file, begin, seen)
+                return
+            except IntegrityError:
+                # Nobody may go on from bytes that cannot become the blob. Those of an earlier run
+                # may be what is wrong.
+                partial.unlink(missing_ok=True)
+                if begin == 0:
+                    raise
+
+    def _read(
+        self,
+        repository: Repository,
+        blob: Descriptor,
+        file: LockedFile,
+        begin: int,
+        seen: hashlib._Hash,
+    ) -> None:
         self._progress.start(file, begin)
-        try:
-            reader = self._registry.open_blob(repository, blob, begin=begin, seen=seen)
-            with reader as stream, partial.open("ab" if begin else "wb") as out:
-                while piece := stream.read(CHUNK):
-                    if self._stopped():
-                        raise CancelledError
-                    out.write(piece)
-                    self.fetched += len(piece)
-                    self._progress.advance(file, len(piece))
-        except IntegrityError:
-            # The next run must not go on from bytes that cannot become the blob.
-            partial.unlink(missing_ok=True)
-            raise
+        reader = self._registry.open_blob(repository, blob, begin, seen)
+        with reader as stream, self._store.partial(file).open("ab" if begin else "wb") as out:
+            while piece := stream.read(CHUNK):
+                if self._stopped():
+                    raise CancelledError
+                out.write(piece)
+                self.fetched += len(piece)
+                self._progress.advance(file, len(piece))
 
 
 def _seen(partial: Path, size: int) -> tuple[int, hashlib._Hash]:

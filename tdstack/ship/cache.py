@@ -61,4 +61,3 @@ def take_layers(
 
 def _strictly(error: IntegrityError) -> NoReturn:
     raise error
-

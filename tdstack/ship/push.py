@@ -261,7 +261,7 @@ class Pusher:
                 target.registry.put_document(repository, tag, index)
 
     def _manifest(self, repository: Repository, image: Image) -> Descriptor:
-        """Make a repository hold an image's blobs and manifest; return the manifest's descriptor."""
+        """Make a repository hold an image; return its manifest's descriptor."""
         for step in image.steps:
             self._bring(repository, self._places[step.blob.digest])
         data = image.config()
@@ -292,6 +292,8 @@ class Pusher:
     def _attach(
         self, repository: Repository, manifest: Descriptor, plan: Plan | None
     ) -> tuple[str, ...]:
+        if plan is None and self._target.signer is None:
+            return ()
         from tdstack.attest.attach import attach
 
         return attach(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 from tdstack.console import FetchProgress, Stopwatch, megabytes
@@ -150,7 +150,9 @@ class Taker:
         coming = blobs.missing(self._place(wanted, diff_id)[1] for diff_id in pending)
         largest = max(
             (
-                sum(sizes[d] for d in each.remote.config.diff_ids if d in pending and d not in below)
+                sum(
+                    sizes[d] for d in each.remote.config.diff_ids if d in pending and d not in below
+                )
                 for each, below in zip(wanted, _below(wanted), strict=True)
             ),
             default=0,
@@ -178,7 +180,7 @@ def _below(wanted: Sequence[Wanted]) -> list[tuple[str, ...]]:
 
 
 def _check_chain(wanted: Sequence[Wanted]) -> None:
-    for lower, upper in zip(wanted, wanted[1:], strict=False):
+    for lower, upper in pairwise(wanted):
         below, above = lower.remote.config.diff_ids, upper.remote.config.diff_ids
         if above[: len(below)] != below:
             raise IntegrityError(
