@@ -39,6 +39,11 @@ class Material:
     file: str = ""
     origin: str = ""
 
+    @property
+    def identity(self) -> str:
+        """Return type, name and version: what a package is called without its bytes."""
+        return identity_of(self.purl)
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -101,6 +106,27 @@ def contents_of(
                 )
             )
     return Contents(slice_, tuple(found), kernels)
+
+
+def differences(contents: Contents, found: Mapping[str, str]) -> list[str]:
+    """Return where a list of packages and the contents disagree, one line for each package.
+
+    `found` maps identities to sha256. A package of the contents whose bytes are not known is
+    compared by version alone.
+    """
+    wanted = {m.identity: m.sha256 for m in contents.materials}
+    wrong = [f"{name} is not listed" for name in sorted(wanted.keys() - found.keys())]
+    wrong += [f"{name} is not in the image" for name in sorted(found.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & found.keys()):
+        if wanted[name] and wanted[name] != found[name]:
+            got = f"sha256 {found[name][:12]}" if found[name] else "no hash"
+            wrong.append(f"{name}: {got}, the image's is {wanted[name][:12]}")
+    return wrong
+
+
+def identity_of(purl: str) -> str:
+    """Return a package URL without its qualifiers."""
+    return purl.partition("?")[0]
 
 
 def planned_contents(plan: Plan, kernels_version: str) -> Contents:
