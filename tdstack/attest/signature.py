@@ -8,8 +8,8 @@ layer's blob, the signature in base64 as an annotation of its descriptor.
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tdstack.attest.keys import PublicKey, Signer
@@ -52,7 +52,7 @@ class Signature:
             )
         return digest
 
-    def signer_among(self, keys: tuple[PublicKey, ...]) -> PublicKey | None:
+    def signer_among(self, keys: Sequence[PublicKey]) -> PublicKey | None:
         """Return the key whose signature this is, or None."""
         return next((k for k in keys if k.verifies(self.signature, self.payload)), None)
 
@@ -82,13 +82,12 @@ def tag_of(digest: str) -> str:
     return f"{digest.replace(':', '-')}.sig"
 
 
-def config_for(payloads: tuple[bytes, ...]) -> bytes:
+def config_for(diff_ids: Sequence[str]) -> bytes:
     """Return the configuration of a signatures' manifest: what cosign writes, without a clock."""
-    diff_ids = [f"sha256:{hashlib.sha256(p).hexdigest()}" for p in payloads]
     config = {
         "architecture": "",
         "config": {},
         "os": "",
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
     }
     return json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
