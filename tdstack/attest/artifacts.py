@@ -12,8 +12,6 @@ from tdstack.registry.client import Registry
 from tdstack.registry.oci import EMPTY, EMPTY_TYPE, Descriptor, Document, ImageManifest
 from tdstack.registry.reference import Repository
 
-# A bill of materials has some 150 kB; a registry may hold anything.
-LARGEST = 32 << 20
 # More than this many attachments of one kind are not looked at: nobody makes them in good faith.
 MOST = 64
 TRIES = 6
@@ -139,25 +137,10 @@ def attached(
 def blob_of(registry: Registry, repository: Repository, manifest: ImageManifest) -> bytes:
     """Return the one blob of an attachment.
 
-    Raises: IntegrityError for none or several, or a very large one; UpstreamError.
+    Raises: IntegrityError for none or several, and as Registry.get_blob does; UpstreamError.
     """
     if len(manifest.layers) != 1:
         raise IntegrityError(
             "an attachment has not one blob", where=str(repository), got=str(len(manifest.layers))
         )
-    return small_blob(registry, repository, manifest.layers[0])
-
-
-def small_blob(registry: Registry, repository: Repository, descriptor: Descriptor) -> bytes:
-    """Return a blob that must fit into memory.
-
-    Raises: IntegrityError for a very large one, or other bytes than the digest's; UpstreamError.
-    """
-    if descriptor.size > LARGEST:
-        raise IntegrityError(
-            "an attachment is too large",
-            where=f"{repository}@{descriptor.digest}",
-            expected=f"at most {LARGEST} bytes",
-            got=str(descriptor.size),
-        )
-    return registry.get_blob(repository, descriptor)
+    return registry.get_blob(repository, manifest.layers[0])

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator
 from typing import IO, cast
 
-from tdstack.attest.artifacts import small_blob
 from tdstack.attest.imageconfig import ImageConfig, parse_config
 from tdstack.attest.inside import Inside, inside_of, read_tar
 from tdstack.errors import CheckFailed, IntegrityError
@@ -27,7 +26,7 @@ def read_config(registry: Registry, repository: Repository, manifest: ImageManif
     layers; UpstreamError.
     """
     where = f"{repository}@{manifest.config.digest}"
-    config = parse_config(small_blob(registry, repository, manifest.config), where)
+    config = parse_config(registry.get_blob(repository, manifest.config), where)
     if len(config.diff_ids) != len(manifest.layers):
         raise IntegrityError(
             "the image's configuration is of another manifest",

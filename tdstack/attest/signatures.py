@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from tdstack.assemble.image import CONFIG_TYPE
 from tdstack.attest import signature
 from tdstack.attest.artifacts import (
     MOST,
@@ -19,13 +20,12 @@ from tdstack.attest.artifacts import (
     is_listed,
     list_document,
     put_bytes,
-    small_blob,
 )
 from tdstack.attest.keys import PublicKey, Signer
 from tdstack.attest.signature import Signature
 from tdstack.errors import IntegrityError, UpstreamError, UsageError
 from tdstack.registry.client import Registry
-from tdstack.registry.oci import CONFIG_TYPE, Descriptor, Document, ImageManifest, digest_of
+from tdstack.registry.oci import Descriptor, Document, ImageManifest, digest_of
 from tdstack.registry.reference import Repository
 
 # Which key it was, for messages alone: nobody signed this annotation.
@@ -146,7 +146,7 @@ def signatures_of(registry: Registry, repository: Repository, image: Descriptor)
         seen.add((layer.digest, text))
         if len(seen) > MOST:
             return
-        payload, raw = small_blob(registry, repository, layer), b""
+        payload, raw = registry.get_blob(repository, layer), b""
         with suppress(binascii.Error, ValueError):  # nonsense is a signature of nobody's
             raw = base64.b64decode(text, validate=True)
         yield Found(Signature(payload, raw), layer.annotations.get(HINT, ""))
