@@ -27,6 +27,7 @@ from tdstack.engines.choose import choose_engine
 from tdstack.lock.io import load_lock
 from tdstack.plan import PREFIX, Layer, Plan, make_plan, slice_of
 from tdstack.stack import Request, make_stack
+from tdstack.tags import line_tag
 from tests.engine_stores import buildah_store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,7 +107,7 @@ def entries_of(plan: Plan, layer: Layer, tiny: Tiny) -> list[Entry]:
         found += [
             from_bytes(f"{PREFIX}/manifest.json", text.encode()),
             from_bytes(
-                f"{plan.site}/gemm_allreduce_cubins/cu124/manifest.json",
+                f"{plan.site}/gemm_allreduce_cubins/{line_tag(plan.stack.cuda)}/manifest.json",
                 json.dumps(bundle).encode(),
             ),
             from_bytes(f"{plan.site}/gemm_allreduce-0.1.dist-info/RECORD", b"\n"),
