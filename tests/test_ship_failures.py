@@ -322,7 +322,7 @@ def test_a_stripped_or_foreign_signature_ends_with_4(shipped: Shipped, tmp_path:
 def test_every_third_connection_dropped_ends_in_success(shipped: Shipped) -> None:
     with flaky_proxy(shipped.running.host) as proxy:
         # A connection that ends after so little makes many of them.
-        proxy.drop_every, proxy.cut_after = 3, lambda: 60_000
+        proxy.drop_every, proxy.cut_after = 3, lambda: 250_000
         assert shipped.pull(at=f"{proxy.host}/{PATH}").source == "registry"
         load_tiny(shipped.plan, shipped.host.engine, shipped.host.folder)
         shipped.push(at=f"{proxy.host}/flaky/tdstack")

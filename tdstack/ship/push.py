@@ -288,7 +288,7 @@ class Pusher:
         except FileNotFoundError:
             carried = Blobs(registry, self._store)
             registry.put_blob(repository, carried.get(place.repository, blob), blob)
-            carried.forget()
+            carried.forget([blob])
             self._report.sent += blob.size
 
     def _attach(
