@@ -258,7 +258,7 @@ def send_layers(shipped: Shipped, home: Repository, images: dict[str, Image], fo
     from tdstack.ship.compress import MEDIA_TYPES
     from tdstack.ship.index import index_of
 
-    places = {layer.name: Reference(home.child(layer.name), layer.key[:20])
+    places: dict[str, Reference] = {layer.name: Reference(home.child(layer.name), layer.key[:20])
               for layer in shipped.plan.layers}  # fmt: skip
     for name, image in images.items():
         for at, final in ((places[name], False), (Reference(home, full_tag(shipped.plan)), True)):
@@ -326,7 +326,7 @@ def test_every_third_connection_dropped_ends_in_success(shipped: Shipped) -> Non
         assert shipped.pull(at=f"{proxy.host}/{PATH}").source == "registry"
         load_tiny(shipped.plan, shipped.host.engine, shipped.host.folder)
         shipped.push(at=f"{proxy.host}/flaky/tdstack")
-        assert proxy.dropped >= 3
+        assert proxy.dropped >= 2
     assert shipped.registry.tags(parse_repository(f"{shipped.running.host}/flaky/tdstack"))
 
 

@@ -1,4 +1,4 @@
-"""Push and pull killed at several points: no tag without its image, no half image, the next ends."""
+"""Push and pull killed at several points: no half images, and the next run ends well."""
 
 from __future__ import annotations
 
