@@ -38,7 +38,7 @@ OPTIONS = ["--cuda", "12.4", "--triton", "stock", "--torch", "none", "--arch", "
 VERIFY = """
 #include <stdio.h>
 int main(void) {
-  puts("{\\"findings\\": [{\\"check\\": \\"tiny\\", \\"ok\\": true, \\"detail\\": \\"a test's\\"}]}");
+  puts("{\\"findings\\": [{\\"check\\": \\"tiny\\", \\"ok\\": true, \\"detail\\": \\"-\\"}]}");
   return %d;
 }
 """
