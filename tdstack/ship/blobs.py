@@ -46,7 +46,6 @@ class Blobs:
     ) -> None:
         self._registry, self._store = registry, store
         self._progress, self._stopped = progress or Quiet(), stopped
-        self._taken: dict[str, LockedFile] = {}
         self.fetched = 0
 
     def get(self, repository: Repository, blob: Descriptor, name: str = "blob") -> Path:
@@ -56,7 +55,6 @@ class Blobs:
         """
         file = LockedFile(name=f"{name} {blob.sha256[:12]}", sha256=blob.sha256, size=blob.size)
         with self._store.locked(blob.sha256):
-            self._taken[blob.digest] = file
             if self._store.has(file):
                 return self._store.verify(file)
             self._receive(repository, blob, file)
@@ -64,10 +62,11 @@ class Blobs:
         self._progress.finish(file, str(repository))
         return self._store.path(file)
 
-    def forget(self) -> None:
-        """Remove every blob that was asked for: the engine has what was in it."""
-        for file in self._taken.values():
-            self._store.path(file).unlink(missing_ok=True)
+    def forget(self, blobs: Iterable[Descriptor]) -> None:
+        """Remove what the store has of these blobs: what was in them is in an engine or layout."""
+        for blob in blobs:
+            for folder in ("blobs", "partial"):
+                (self._store.root / folder / blob.sha256).unlink(missing_ok=True)
 
     def missing(self, blobs: Iterable[Descriptor]) -> int:
         """Return how many bytes are still to come."""
@@ -82,21 +81,34 @@ class Blobs:
 
     def _receive(self, repository: Repository, blob: Descriptor, file: LockedFile) -> None:
         partial = self._store.partial(file)
-        begin, seen = _seen(partial, blob.size)
+        for begin, seen in (_seen(partial, blob.size), (0, hashlib.sha256())):
+            try:
+                self._read(repository, blob, file, begin, seen)
+                return
+            except IntegrityError:
+                # Nobody may go on from bytes that cannot become the blob. Those of an earlier run
+                # may be what is wrong.
+                partial.unlink(missing_ok=True)
+                if begin == 0:
+                    raise
+
+    def _read(
+        self,
+        repository: Repository,
+        blob: Descriptor,
+        file: LockedFile,
+        begin: int,
+        seen: hashlib._Hash,
+    ) -> None:
         self._progress.start(file, begin)
-        try:
-            reader = self._registry.open_blob(repository, blob, begin=begin, seen=seen)
-            with reader as stream, partial.open("ab" if begin else "wb") as out:
-                while piece := stream.read(CHUNK):
-                    if self._stopped():
-                        raise CancelledError
-                    out.write(piece)
-                    self.fetched += len(piece)
-                    self._progress.advance(file, len(piece))
-        except IntegrityError:
-            # The next run must not go on from bytes that cannot become the blob.
-            partial.unlink(missing_ok=True)
-            raise
+        reader = self._registry.open_blob(repository, blob, begin, seen)
+        with reader as stream, self._store.partial(file).open("ab" if begin else "wb") as out:
+            while piece := stream.read(CHUNK):
+                if self._stopped():
+                    raise CancelledError
+                out.write(piece)
+                self.fetched += len(piece)
+                self._progress.advance(file, len(piece))
 
 
 def _seen(partial: Path, size: int) -> tuple[int, hashlib._Hash]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from tdstack.assemble.image import CONFIG_TYPE
 from tdstack.plan import LABEL
 from tdstack.registry.client import Registry
-from tdstack.registry.oci import CONFIG_TYPE, INDEX_TYPES, Document, ImageManifest, Index
+from tdstack.registry.oci import INDEX_TYPES, Document, ImageManifest, Index
 from tdstack.registry.reference import Repository
 from tdstack.ship.config import parse_config
 from tdstack.ship.names import is_attachment

@@ -11,7 +11,7 @@ from tdstack.errors import IntegrityError, UpstreamError
 from tdstack.plan import LABEL, REPOSITORY, Plan
 from tdstack.registry.reference import Reference, is_tag
 from tdstack.ship.names import full_tag, of_one_line, rolling_tags
-from tdstack.ship.remote import Complain, Remote, Source, check_layer
+from tdstack.ship.remote import Remote, Source, check_layer
 from tdstack.ship.rollback import Names
 from tdstack.ship.take import Taker, Wanted
 from tdstack.wheelhouse.store import Store
@@ -128,9 +128,7 @@ class Puller:
     def _other_image(self) -> Remote | None:
         for tag in rolling_tags(self.plan)[:1]:
             if other := self.source.image(Reference(self.source.repository, tag)):
-                self.warn(
-                    f"the registry lacks {full_tag(self.plan)}; taking what {tag} is there"
-                )
+                self.warn(f"the registry lacks {full_tag(self.plan)}; taking what {tag} is there")
                 return other
         return None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 from tdstack.console import FetchProgress, Stopwatch, megabytes
@@ -91,7 +91,7 @@ class Taker:
                 self._load(each, coming, layout, names)
             then(names)
             self.fetched += blobs.fetched
-            blobs.forget()
+            blobs.forget(top.manifest.layers)  # also what a killed pull had fetched
 
     def _load(
         self, each: Wanted, coming: dict[str, Future[Path]], layout: Path, names: Names
@@ -150,11 +150,15 @@ class Taker:
         coming = blobs.missing(self._place(wanted, diff_id)[1] for diff_id in pending)
         largest = max(
             (
-                sum(sizes[d] for d in each.remote.config.diff_ids if d in pending and d not in below)
+                sum(
+                    sizes[d] for d in each.remote.config.diff_ids if d in pending and d not in below
+                )
                 for each, below in zip(wanted, _below(wanted), strict=True)
             ),
             default=0,
         )
+        if pending:
+            self.say(f"  fetching {len(pending)} blobs, {megabytes(coming)}")
         check_room(self.store.root, coming + largest, "for the image on its way")
         storage = self.engine.storage()
         if storage and pending:
@@ -178,7 +182,7 @@ def _below(wanted: Sequence[Wanted]) -> list[tuple[str, ...]]:
 
 
 def _check_chain(wanted: Sequence[Wanted]) -> None:
-    for lower, upper in zip(wanted, wanted[1:], strict=False):
+    for lower, upper in pairwise(wanted):
         below, above = lower.remote.config.diff_ids, upper.remote.config.diff_ids
         if above[: len(below)] != below:
             raise IntegrityError(
