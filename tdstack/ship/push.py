@@ -6,7 +6,7 @@ half an image. What an interrupted push brought there is found by the next one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -200,10 +200,12 @@ class Pusher:
             layout = stack.enter_context(
                 scratch(self._store, self._engine, "push", self._plan.final.key)
             )
-            check_room(self._store.root, image.size, "for the image on its way")
+            rest = _left_out(image, absent)
+            need = sum(step.blob.size for step in image.steps if step.blob.digest not in rest)
+            check_room(self._store.root, need, "for the image on its way")
             with self._watch.step("export"):
                 self._say(f"  reading {layer.ref} out of {self._engine.name}")
-                self._engine.export(layer.ref, layout)
+                self._engine.export(layer.ref, layout, rest)
             folder = layout / "blobs" / "sha256"
             for path in folder.iterdir():  # only what is sent needs the room
                 if f"sha256:{path.name}" not in absent:
@@ -308,3 +310,14 @@ class Pusher:
             root=self._root,
             store=self._store,
         )
+
+
+def _left_out(image: Image, absent: Collection[str]) -> frozenset[str]:
+    """Return the layers to leave out of an export. Pure.
+
+    An engine that leaves some out may compress the others for it: worth it for a small part only.
+    """
+    wanted = sum(step.blob.size for step in image.steps if step.blob.digest in absent)
+    if wanted > image.size / 4:
+        return frozenset()
+    return frozenset(step.blob.digest for step in image.steps) - frozenset(absent)
