@@ -28,9 +28,9 @@ from tdstack.registry.reference import Reference, Repository, parse_repository
 from tdstack.ship import verbs
 from tdstack.ship.names import full_tag, rolling_tags
 from tdstack.ship.pull import PullReport
-from tdstack.ship.push import PushReport
 from tdstack.ship.records import Records
 from tdstack.ship.resolve import resolve
+from tdstack.ship.target import PushReport
 from tdstack.stack import Request
 from tdstack.wheelhouse.store import Store
 from tdstack.workspace import Workspace
