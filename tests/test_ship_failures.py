@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from tdstack.assemble.image import Image
 from tdstack.engines.base import Engine
@@ -129,12 +136,13 @@ def shipped(ready: Shipped) -> Shipped:
 
 
 def make_key(path: Path) -> None:
-    for command in (
-        ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(path)],
-        ["openssl", "pkey", "-in", str(path), "-pubout", "-out", str(path.with_suffix(".pub"))],
-    ):
-        subprocess.run(command, check=True, capture_output=True)
+    """Write an ed25519 key and, as .pub beside it, its public half."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    path.write_bytes(private)
     path.chmod(0o600)
+    path.with_suffix(".pub").write_bytes(public)
 
 
 @contextmanager
