@@ -22,7 +22,7 @@ from smoke_tests.outcome import Outcome, Traces, states_of, text_of, worst
 from smoke_tests.pool import culprits
 from smoke_tests.recording import Found, Recording
 from smoke_tests.records import Measure, Run, Skip, Tier, read
-from smoke_tests.steps import Board, Place, Steps
+from smoke_tests.steps import Progress, ProgressBoard, Steps
 from smoke_tests.tiers import settings_of_checks
 from tdstack.smoke.junit import junit
 from tdstack.smoke.run import summary
@@ -30,15 +30,15 @@ from tdstack.smoke.summary import summarize
 
 
 def test_a_board_is_read_from_another_mapping_and_survives_half_a_write(tmp_path: Path) -> None:
-    ours, theirs = Board(tmp_path / "board", 2), Board(tmp_path / "board", 2)
-    assert theirs.read(1) == Place()
-    ours.write(1, Place("é" * 200, 3, 1.5, 2.5))
+    ours, theirs = ProgressBoard(tmp_path / "board", 2), ProgressBoard(tmp_path / "board", 2)
+    assert theirs.read(1) == Progress()
+    ours.write(1, Progress("é" * 200, 3, 1.5, 2.5))
     place = theirs.read(1)
     assert (place.number, place.begin, place.deadline) == (3, 1.5, 2.5)
     assert place.step.startswith("é" * 50), "cut, but readable"
     first = (tmp_path / "board").read_bytes()
     record = slice(start := 512 + (8, 260)[first[512]], start + 252)
-    ours.write(1, Place("second", 4, 2.0, 3.0))
+    ours.write(1, Progress("second", 4, 2.0, 3.0))
     assert (tmp_path / "board").read_bytes()[record] == first[record], "it was the one that held"
     # What a rank has written of the next one, that is killed before it says that it holds.
     data = bytearray((tmp_path / "board").read_bytes())
@@ -46,12 +46,12 @@ def test_a_board_is_read_from_another_mapping_and_survives_half_a_write(tmp_path
     start = 512 + (8, 260)[valid ^ 1]
     data[start : start + 252] = b"\xff" * 252
     (tmp_path / "board").write_bytes(data)
-    assert Board(tmp_path / "board", 2).read(1).step == "second"
-    assert theirs.read(0) == Place(), "the other rank's"
+    assert ProgressBoard(tmp_path / "board", 2).read(1).step == "second"
+    assert theirs.read(0) == Progress(), "the other rank's"
 
 
 def test_steps_nest_and_an_inner_one_cannot_outlast_the_outer(tmp_path: Path) -> None:
-    board = Board(tmp_path / "board", 1)
+    board = ProgressBoard(tmp_path / "board", 1)
     steps = Steps(0, board, limit_s=50)
     with steps.step("outer", 5):
         outer = board.read(0)
@@ -89,7 +89,7 @@ def test_who_is_to_blame(
     known: dict[int, tuple[str, str]],
     guilty: set[int],
 ) -> None:
-    at = {rank: Place("gather", number) for rank, number in places.items()}
+    at = {rank: Progress("gather", number) for rank, number in places.items()}
     outcomes = {rank: Outcome(rank, state, text) for rank, (state, text) in known.items()}  # type: ignore[arg-type]
     assert culprits(at, stopped, outcomes) == guilty
 
