@@ -32,6 +32,7 @@ from smoke_tests.tiers import (
     Selection,
     Setting,
     select,
+    settings,
     settings_of_checks,
     this_host,
 )
@@ -172,9 +173,11 @@ def _drawn_cases(config: pytest.Config) -> list[ParameterSet]:
 
 def _check_cases(config: pytest.Config) -> list[ParameterSet]:
     ranks = config.getoption("--ranks")
+    # The checks import torch, which the tiers without ranks do not need.
+    tiers = [tier for tier in _tiers(config) if settings(tier, ranks)]
     cases = [
         (setting, check)
-        for tier in _tiers(config)
+        for tier in tiers
         for setting, check in settings_of_checks(tier, ranks, list(load().values()))
     ]
     return [

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from smoke_tests.records import read
 from tdstack.engines.base import Engine, RunRequest
 from tdstack.engines.choose import choose_engine
 from tdstack.errors import IntegrityError
@@ -215,6 +216,27 @@ def compiled_inside(engine: Engine, ref: str, *launcher: str) -> set[str]:
     done = engine.run(RunRequest(ref, command, user="12345:0"))
     assert done.status == 0, done.stderr
     return {cubin["ptxas"] for cubin in json.loads(done.stdout)["cubins"]}
+
+
+def test_the_smoke_tests_run_inside_and_say_what_they_left_out(
+    built: Built, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    command = ["smoke", "--image", built.ref, "--engine", built.name, "--out", str(out)]
+    invoke(built.checkout, command, built.environment)
+    result = read(out / "run.jsonl")
+    assert result.verdict is not None
+    tiers = dict(result.verdict.tiers)
+    assert {t: o for t, o in tiers.items() if o != "skipped"} == {
+        "import": "passed", "compile": "passed"
+    }  # fmt: skip
+    assert {s.tier: s.reason for s in result.skips}["cpu"] == "not installed: torch"
+    assert result.run.place.startswith(f"image {built.ref}")
+    stored = built.engine.image(built.ref)
+    assert stored
+    assert (stored.digest or stored.id) in result.run.place
+    assert result.run.machine["torch"] is None
+    assert (out / "index.html").is_file()
 
 
 def test_the_same_build_again_builds_nothing(built: Built) -> None:
