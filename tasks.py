@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import signal
 import sys
 from collections.abc import Callable
@@ -36,6 +37,8 @@ HELP = {
     "engine": "auto (default), buildah or docker",
     "output": "also write the image to this file, as an OCI archive",
     "with_": "an optional layer: sglang (no CUDA line can hold it yet, and this says why)",
+    "registry": "HOST[:PORT]/PATH of the images (default: $TDSTACK_REGISTRY)",
+    "key": "public key(s) that must have signed: FILE[:FILE...] (default: $TDSTACK_KEY)",
     "json": "machine-readable result on stdout",
     "dry": "no side effects",
 }
@@ -69,8 +72,26 @@ def verb(function: Callable[..., None]) -> Any:
 
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
     helps = {name: HELP[name] for name in names if name in HELP}
-    iterable = [name for name in names if name in ("arch", "merge", "compare", "with_")]
-    return task(help={**helps, **getattr(function, "helps", {})}, iterable=iterable)(wrapped)
+    iterable = [name for name in names if name in ("arch", "merge", "compare", "keep", "with_")]
+    help_texts = {**helps, **getattr(function, "helps", {})}
+    named = ["ref"] if "ref" in names and named_after(function.__name__) else []
+    if named:
+        # Only an argument without a default is taken from its place.
+        given = inspect.signature(function)
+        bare = [
+            p.replace(default=None) if p.name in named else p for p in given.parameters.values()
+        ]
+        wrapped.__signature__ = given.replace(parameters=bare)  # type: ignore[attr-defined]
+    return task(help=help_texts, iterable=iterable, positional=named)(wrapped)
+
+
+def named_after(word: str) -> bool:
+    """Return whether the command line names something right after the verb `word`.
+
+    Invoke has no positional argument that may be left out: it is one when it is there.
+    """
+    following = sys.argv[sys.argv.index(word) + 1 :] if word in sys.argv else []
+    return bool(following) and not following[0].startswith("-")
 
 
 def tidy_up_when_ended() -> None:
@@ -121,6 +142,7 @@ def plan(
     wheelhouse: str = "",
     engine: str = "auto",
     with_: list[str] | None = None,
+    registry: str = "",
     json: bool = False,
 ) -> None:
     """Show what a build would hold, and where each layer would come from."""
@@ -129,7 +151,12 @@ def plan(
     asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
     request = workspace.request(asked, cpython)
     verbs.plan(
-        workspace, request, source=ForkSource(wheel, incomplete), engine=engine, as_json=json
+        workspace,
+        request,
+        source=ForkSource(wheel, incomplete),
+        engine=engine,
+        as_json=json,
+        registry=registry,
     )
 
 
@@ -205,10 +232,12 @@ def build(
     engine: str = "auto",
     output: str = "",
     with_: list[str] | None = None,
+    registry: str = "",
+    key: str = "",
     json: bool = False,
     dry: bool = False,
 ) -> None:
-    """Build the image; layers that are there already are not built again."""
+    """Build the image; layers that are there already, or in a registry, are not built again."""
     workspace = Workspace.here(wheelhouse)
     sglang.refuse(workspace.root, with_ or (), as_json=json)
     asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
@@ -221,6 +250,98 @@ def build(
         output=output,
         as_json=json,
         dry=dry,
+        registry=registry,
+        key=key,
+    )
+
+
+@verb
+@helps(
+    sign="sign every image with this key: PRIVATE.pem (default: TDSTACK_SIGN)",
+    compression="zstd (default), gzip or none; named, it also replaces layers in another form",
+    force="replace what the registry has under a layer's key, if it is another image",
+    prune="push nothing; show what no rolling tag reaches any more",
+    yes="with --prune: delete it",
+    keep="with --prune: keep what this tag reaches, too; repeatable",
+)
+def push(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    platform: str = "linux/amd64",
+    arch: list[str] | None = None,
+    python: str = "",
+    base: str = "rootfs",
+    cpython: str = "",
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    engine: str = "auto",
+    registry: str = "",
+    sign: str = "",
+    compression: str = "",
+    force: bool = False,
+    prune: bool = False,
+    yes: bool = False,
+    keep: list[str] | None = None,
+    json: bool = False,
+) -> None:
+    """Bring an image and its layers into a registry, or prune the registry."""
+    from tdstack.ship import verbs as ship
+
+    if prune:
+        ship.prune(registry, keep or (), yes=yes, as_json=json)
+        return
+    if yes or keep:
+        raise UsageError("only --prune deletes anything", where="--yes, --keep")
+    workspace = Workspace.here(wheelhouse)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
+    ship.push(
+        workspace,
+        workspace.request(asked, cpython),
+        ForkSource(wheel, incomplete),
+        engine,
+        ship.PushOptions(registry, sign, compression, force),
+        as_json=json,
+    )
+
+
+@verb
+@helps(force="take an image that is not the lock's, with warnings; wrong digests are never taken")
+def pull(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    platform: str = "linux/amd64",
+    arch: list[str] | None = None,
+    python: str = "",
+    base: str = "rootfs",
+    cpython: str = "",
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    engine: str = "auto",
+    registry: str = "",
+    key: str = "",
+    force: bool = False,
+    json: bool = False,
+) -> None:
+    """Bring a prebuilt image from a registry, compare it with the lock, and verify it."""
+    from tdstack.ship import verbs as ship
+
+    workspace = Workspace.here(wheelhouse)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
+    ship.pull(
+        workspace,
+        workspace.request(asked, cpython),
+        ForkSource(wheel, incomplete),
+        engine,
+        registry=registry,
+        key=key,
+        force=force,
+        as_json=json,
     )
 
 
@@ -301,12 +422,19 @@ def compile(
 
 @verb
 @helps(
+    ref="an image, right after the verb: HOST/PATH:TAG in a registry, or one of the engine",
     triton="what must be there: distributed or stock (default: what there are traces of)",
     fix="mend what can be mended safely",
-    deep="with a manifest: read every file's sha256",
+    deep="with a manifest: read every file's sha256; of an image in a registry: every layer's",
+    platform="of an image in a registry: linux/amd64 (default) or linux/arm64",
+    engine="of an image in an engine: auto (default), buildah or docker",
 )
 def verify(
     c: Context,
+    ref: str = "",
+    key: str = "",
+    platform: str = "linux/amd64",
+    engine: str = "auto",
     prefix: str = "",
     wheel: str = "",
     incomplete: bool = False,
@@ -315,9 +443,26 @@ def verify(
     deep: bool = False,
     json: bool = False,
 ) -> None:
-    """Check an environment's Triton and NVSHMEM (--prefix), or a wheel alone (--wheel)."""
+    """Check an image (REF), an environment (--prefix) or a Triton-distributed wheel (--wheel)."""
+    if ref:
+        from tdstack.attest.examine import Options
+        from tdstack.attest.keys import public_keys_of
+        from tdstack.attest.verbs import is_local, verify_reference
+
+        if prefix or wheel or triton or fix or incomplete:
+            raise UsageError(
+                "an image is checked with --key, --platform, --engine and --deep alone",
+                where="invoke verify REF",
+                remedy="leave the image out to check an environment or a wheel",
+            )
+        keys = () if is_local(ref) and not key else public_keys_of(key)
+        options = Options(keys, platform, deep)
+        verify_reference(Workspace.here(), ref, options, engine=engine, as_json=json)
+        return
     from tdstack.fork_verbs import inspect_wheel, verify_verb
 
+    if key:
+        raise UsageError("environments are not signed", where="--key", expected="an image: REF")
     source = ForkSource(wheel, incomplete)
     if wheel and not prefix:
         inspect_wheel(Workspace.here(), source, as_json=json)
@@ -328,6 +473,39 @@ def verify(
         )
     here = Workspace.here()
     verify_verb(here, prefix, triton, source, fix=fix, deep=deep, as_json=json)
+
+
+@verb
+@helps(
+    image="of this image instead of a plan: HOST/PATH:TAG in a registry, or one of the engine",
+    out="write it to this file (default: stdout)",
+)
+def sbom(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    platform: str = "linux/amd64",
+    arch: list[str] | None = None,
+    python: str = "",
+    base: str = "rootfs",
+    cpython: str = "",
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    image: str = "",
+    engine: str = "auto",
+    out: str = "",
+) -> None:
+    """Print the bill of materials of a plan or an image, as CycloneDX JSON."""
+    from tdstack.attest.verbs import sbom_verb
+
+    workspace = Workspace.here(wheelhouse)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
+    request = workspace.request(asked, cpython)
+    sbom_verb(
+        workspace, request, ForkSource(wheel, incomplete), image=image, engine=engine, out=out
+    )
 
 
 @verb
@@ -405,7 +583,7 @@ def bench(
 @verb
 @helps(fix="let ruff mend what it can")
 def lint(c: Context, fix: bool = False) -> None:
-    """Run ruff, mypy --strict, shellcheck and hadolint."""
+    """Run ruff, mypy --strict, shellcheck, hadolint and zizmor."""
     from tdstack.lint import lint as run
 
     run(Workspace.here().root, fix=fix)

@@ -86,6 +86,20 @@ ensure_torch() {
       "(add an index or a folder that has it to pip's configuration)"
 }
 
+# Whole models are checked with transformers, 24 MB, where torch is.
+ensure_models() {
+  local file="$root/requirements-models.lock"
+  "$venv/bin/python" -c '
+import importlib.util as u, sys
+sys.exit(bool(u.find_spec("torch")) and not (u.find_spec("transformers") and u.find_spec("accelerate")))
+' && return
+  say "installing transformers from requirements-models.lock"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+    --require-hashes --requirement "$file" 2>/dev/null \
+    || say "transformers is out of reach: checks of whole models will be left out" \
+      "(look at the index that 'pip config list' shows)"
+}
+
 # The tests look at the reports' pages in a browser; Debian has one without a window, 64 MB.
 ensure_browser() {
   local program
@@ -116,6 +130,12 @@ ensure_engine() {
   if [[ ${1:-} == test ]]; then
     command -v buildah >/dev/null || packages+=(buildah crun)
     command -v dockerd >/dev/null || packages+=(docker.io)
+    # And registries on loopback, with and without a password, which another client logs in to.
+    command -v docker-registry >/dev/null || packages+=(docker-registry)
+    command -v htpasswd >/dev/null || packages+=(apache2-utils)
+    command -v skopeo >/dev/null || packages+=(skopeo)
+    # Signatures are checked with a tool that is not ours.
+    command -v openssl >/dev/null || packages+=(openssl)
   fi
   command -v git >/dev/null || packages+=(git)
   if ((${#packages[@]} == 0)); then return; fi
@@ -134,6 +154,7 @@ main() {
   ensure_venv
   ensure_engine "${1:-}"
   case ${1:-} in lint | smoke | test) ensure_torch ;; esac
+  case ${1:-} in smoke | test) ensure_models ;; esac
   if [[ ${1:-} == test ]]; then ensure_browser; fi
   if (($# > 0)); then
     cd -- "$root"

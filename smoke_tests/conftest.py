@@ -27,7 +27,15 @@ from smoke_tests.pool import Pool
 from smoke_tests.recording import Found, Recording
 from smoke_tests.records import TIERS, Run, Skip, Tier
 from smoke_tests.report import machine
-from smoke_tests.tiers import Host, Selection, Setting, select, settings, this_host
+from smoke_tests.tiers import (
+    Host,
+    Selection,
+    Setting,
+    select,
+    settings,
+    settings_of_checks,
+    this_host,
+)
 
 KERNELS = {"auto": {}, "cubins": {"GEMM_AR_NO_JIT": "1"}, "jit": {"GEMM_AR_CUBINS": "none"}}
 _HOST = pytest.StashKey[Host]()
@@ -142,7 +150,12 @@ def _control_settings(tier: Tier) -> list[Setting]:
 
 def _control_cases(config: pytest.Config) -> list[ParameterSet]:
     return [
-        pytest.param(setting, control, id=f"{setting.id}-{control.name}")
+        pytest.param(
+            setting,
+            control,
+            id=f"{setting.id}-{control.name}",
+            marks=_absent(load()[control.check].needs),
+        )
         for tier in _tiers(config)
         for setting in _control_settings(tier)
         for control in CONTROLS
@@ -159,21 +172,34 @@ def _drawn_cases(config: pytest.Config) -> list[ParameterSet]:
 
 
 def _check_cases(config: pytest.Config) -> list[ParameterSet]:
-    cases = [s for tier in _tiers(config) for s in settings(tier, config.getoption("--ranks"))]
+    ranks = config.getoption("--ranks")
+    # The checks import torch, which the tiers without ranks do not need.
+    tiers = [tier for tier in _tiers(config) if settings(tier, ranks)]
+    cases = [
+        (setting, check)
+        for tier in tiers
+        for setting, check in settings_of_checks(tier, ranks, list(load().values()))
+    ]
     return [
         pytest.param(setting, check, id=f"{setting.id}-{check.name}", marks=_absent(check.needs))
-        for setting in cases
-        for check in load().values()
+        for setting, check in cases
         if setting.kind in check.kinds and setting.world_size >= check.least_ranks
         if not check.needs_cubins or config.getoption("--kernels") == "cubins"
         if not (check.own_gpu and setting.one_gpu)
     ]
 
 
+REMEDIES = {
+    "transformers": "pip install --no-deps --require-hashes -r requirements-models.lock",
+}
+"""How a module that a check needs comes into the environment, where that is known."""
+
+
 def _absent(module: str) -> list[pytest.MarkDecorator]:
     if not module or importlib.util.find_spec(module):
         return []
-    return [pytest.mark.skip(reason=f"not installed: {module}")]
+    remedy = f"; remedy: {REMEDIES[module]}" if module in REMEDIES else ""
+    return [pytest.mark.skip(reason=f"not installed: {module}{remedy}")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -262,12 +288,13 @@ def pytest_runtest_makereport(
     recording = item.config.stash[_RECORDING]
     if item.name.endswith("[nothing]"):
         return result
+    name = item.name.partition("[")[2].rpartition("]")[0] or item.name
+    tier = _tier_of(item)
+    name = name if name.startswith(f"{tier}-") else f"{tier}-{name.removeprefix('test_')}"
     if result.outcome == "skipped":
-        recording.add_skipped()
+        reason = result.longrepr[2] if isinstance(result.longrepr, tuple) else result.longrepr
+        recording.leave_out(tier, name, str(reason).removeprefix("Skipped: "))
     elif result.when == "call" or result.failed:
-        name = item.name.partition("[")[2].rpartition("]")[0] or item.name
-        tier = _tier_of(item)
-        name = name if name.startswith(f"{tier}-") else f"{tier}-{name.removeprefix('test_')}"
         found = item.stash.get(_FOUND, Found())
         text = str(result.longrepr) if result.failed else ""
         recording.add(tier, name, not result.failed, result.duration, text, found)

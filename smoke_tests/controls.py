@@ -31,6 +31,17 @@ _NOT_THE_FIRST = "publish(flags + (tile * W + rank), epoch - (tile == 0) * (rank
 _SCALE = "tl.load(weight_scale_ptr + columns)"
 _DROPPED = "publish(result_ptrs + unit, epoch - (unit == 1), W)"
 
+_PLUG_IN = "integrations/transformers.py"
+_FUSED_CALL = "        rows = x.reshape(-1, x.shape[-1])\n"
+# In the second layer: it must be named first, and not the one before.
+_BIAS_LESS = """        if self.name == "model.layers.1.self_attn.o_proj":
+            bias = None
+"""
+_RESULT = "        return y.view(*x.shape[:-1], weight.shape[0])\n"
+_SUMMED_AGAIN = """        if self.name == "model.layers.1.mlp.down_proj":
+            dist.all_reduce(y)
+"""
+
 Edit = tuple[str, str, str]
 
 
@@ -49,7 +60,8 @@ def _stalls(polls: int, *, before: bool) -> tuple[Edit, ...]:
 class Control:
     """An alteration, and what a check must say of it.
 
-    ``edits`` are (file, text, replacement); ``fails`` is whether the check must fail.
+    ``edits`` are (file, text, replacement); ``fails`` is whether the check must fail; ``says`` are
+    words that it must then say.
     """
 
     name: str
@@ -57,6 +69,7 @@ class Control:
     check: str
     fails: bool
     kinds: tuple[Kind, ...] = _ALL
+    says: tuple[str, ...] = ()
 
 
 CONTROLS: Final = (
@@ -164,6 +177,22 @@ CONTROLS: Final = (
         ),
         "ranks_runs_and_algorithms_agree_bit_for_bit",
         True,
+    ),
+    Control(
+        "the_plug_in_drops_the_bias_of_an_o_proj",
+        ((_PLUG_IN, _FUSED_CALL, _BIAS_LESS + _FUSED_CALL),),
+        "whole_models_agree_layer_by_layer",
+        True,
+        _PROCESSES,
+        ("AssertionError: batch 1, prefill, model.layers.1.self_attn.o_proj, rank 0: error",),
+    ),
+    Control(
+        "the_plug_in_sums_a_down_proj_twice",
+        ((_PLUG_IN, _RESULT, _SUMMED_AGAIN + _RESULT),),
+        "whole_models_agree_layer_by_layer",
+        True,
+        _PROCESSES,
+        ("AssertionError: batch 1, prefill, model.layers.1.mlp.down_proj, rank 0: error",),
     ),
 )
 

@@ -380,6 +380,8 @@ class _Rank:
         for kind in kinds if place.local_size in WORLDS else ():
             for check in load_checks().values():
                 fits = kind in check.kinds and place.local_size >= check.least_ranks
+                # Nodes may differ in further packages, and transformers splits over all ranks.
+                fits = fits and not check.needs
                 if fits and not check.ends_ranks and not check.needs_cubins:
                     name = f"n{place.nodes}-{kind}-w{place.local_size}-{check.name}"
                     steps.append(Step(name, check.name, kind, limit_s or check.time_limit_s))

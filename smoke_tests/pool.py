@@ -22,7 +22,7 @@ from smoke_tests.leash import is_stopped
 from smoke_tests.outcome import Outcome, Traces
 from smoke_tests.rank_process import BOARD, START_LIMIT_S, Job, serve
 from smoke_tests.records import Tier
-from smoke_tests.steps import Board, Place, Plant
+from smoke_tests.steps import Plant, Progress, ProgressBoard
 
 if TYPE_CHECKING:
     from smoke_tests.ranks import Ranks
@@ -70,7 +70,7 @@ class Pool:
         self._shm, self._killed, self._busy = leftovers.present(), False, False
         # The name says whose it is: whoever waits for this process removes what it leaves.
         self._folder = tempfile.TemporaryDirectory(prefix=f"smoke-{os.getpid()}-")
-        self._board = Board(Path(self._folder.name, BOARD), world_size)
+        self._board = ProgressBoard(Path(self._folder.name, BOARD), world_size)
         self._processes = []
         self._pipes: list[Connection] = []
         self._questions: list[Connection] = []
@@ -129,7 +129,7 @@ class Pool:
         self._busy = False
         return outcomes
 
-    def place(self, rank: int) -> Place:
+    def place(self, rank: int) -> Progress:
         """Return where a rank is, or was when it ended."""
         return self._board.read(rank)
 
@@ -250,7 +250,7 @@ class Pool:
         return ""
 
 
-def culprits(places: dict[int, Place], stopped: set[int], known: dict[int, Outcome]) -> set[int]:
+def culprits(places: dict[int, Progress], stopped: set[int], known: dict[int, Outcome]) -> set[int]:
     """Return who of the ranks that have not answered keeps the others waiting. Pure.
 
     One that is stopped; else those that have begun the fewest steps. Where a rank has died, or has
@@ -265,7 +265,7 @@ def culprits(places: dict[int, Place], stopped: set[int], known: dict[int, Outco
     return {rank for rank, place in places.items() if place.number == fewest}
 
 
-def _step(place: Place) -> str:
+def _step(place: Progress) -> str:
     return place.step or "between two steps"
 
 

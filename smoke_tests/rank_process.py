@@ -21,7 +21,7 @@ from smoke_tests.kinds import Kind
 from smoke_tests.leash import die_with_parent
 from smoke_tests.outcome import Outcome
 from smoke_tests.records import Tier
-from smoke_tests.steps import Board, Plant, Steps
+from smoke_tests.steps import Plant, ProgressBoard, Steps
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ def serve(job: Job, pipe: Connection, questions: Connection) -> None:
     sys.path[:0] = [p for p in os.environ["PYTHONPATH"].split(os.pathsep) if p]
     stacks = Path(job.folder, f"stacks-{job.rank}").open("w")  # noqa: SIM115 - as long as the process
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
-    board = Board(Path(job.folder, BOARD), job.world_size)
+    board = ProgressBoard(Path(job.folder, BOARD), job.world_size)
     steps = Steps(job.rank, board, STEP_LIMIT_S, job.step_limit_s, job.plant)
     workspaces: weakref.WeakSet[Workspace] = weakref.WeakSet()
     threading.Thread(target=_answer, args=(questions, workspaces), daemon=True).start()
@@ -174,7 +174,9 @@ def connect_ranks(
     def connect() -> Transport:
         return transport_of(kind, world_size, group, device)
 
-    return Ranks(kind, world_size, rank, group, device, connect, time_limit_s, steps=steps)
+    return Ranks(
+        kind, world_size, rank, group, device, connect, time_limit_s, steps=steps, folder=folder
+    )
 
 
 def transport_of(

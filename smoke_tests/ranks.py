@@ -81,6 +81,7 @@ class Ranks:
         steps: where this process is; see `step`.
         measures: numbers for the report, of the check that runs.
         workspaces: those that are asked for their status when a step runs past its limit.
+        folder: of this host, which goes when the ranks go; empty where there is none.
     """
 
     kind: Kind
@@ -95,6 +96,7 @@ class Ranks:
     steps: Steps = field(default_factory=lambda: Steps(0))
     measures: list[Measure] = field(default_factory=list)
     workspaces: weakref.WeakSet[Workspace] = field(default_factory=weakref.WeakSet)
+    folder: str = ""
 
     def step(self, name: str, limit_s: float = 0.0) -> AbstractContextManager[None]:
         """Be in a step that waits for other ranks, or for a GPU: ``with ranks.step("..."):``.

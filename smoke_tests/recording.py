@@ -13,6 +13,7 @@ from smoke_tests.records import (
     Check,
     CheckOutcome,
     Evidence,
+    LeftOut,
     Record,
     Run,
     Skip,
@@ -91,9 +92,10 @@ class Recording:
                     )
                 )
 
-    def add_skipped(self) -> None:
-        """Count a check that could not run here."""
+    def leave_out(self, tier: Tier, check: str, reason: str) -> None:
+        """Add a check that could not run here."""
         self.counts["skipped"] += 1
+        self._write(LeftOut(tier, check, reason))
 
     def end(self, *, hung: bool, impossible: bool) -> int:
         """Write the verdict; return the exit code."""

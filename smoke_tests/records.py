@@ -77,6 +77,16 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A check of a tier that runs, which did not run: why, and what to do about it."""
+
+    KIND: ClassVar = "left_out"
+    tier: Tier
+    check: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class RankState:
     """What became of a rank that did not pass; ``left``: it waited for one that had failed."""
 
@@ -161,9 +171,9 @@ class Verdict:
         return self.exit_code == 0
 
 
-Record: TypeAlias = Run | Skip | Check | Measure | Evidence | Verdict
+Record: TypeAlias = Run | Skip | LeftOut | Check | Measure | Evidence | Verdict
 _KINDS: Final[dict[str, type[Record]]] = {
-    c.KIND: c for c in (Run, Skip, Check, Measure, Evidence, Verdict)
+    c.KIND: c for c in (Run, Skip, LeftOut, Check, Measure, Evidence, Verdict)
 }
 _DERIVED: Final = {"measure": ("outcome",), "verdict": ("ok",)}
 """Properties that a line states too, for readers that are not Python."""
@@ -179,6 +189,7 @@ class Result:
     measures: tuple[Measure, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     verdict: Verdict | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def records(self) -> Iterator[Record]:
         """Yield every record in the order in which a file has them."""
@@ -186,6 +197,7 @@ class Result:
         yield from self.skips
         yield from self.checks
         yield from self.measures
+        yield from self.left_out
         yield from self.evidence
         if self.verdict:
             yield self.verdict
@@ -306,6 +318,7 @@ def parse(text: str, source: str = "") -> Result:
         tuple(r for r in rest if isinstance(r, Measure)),
         tuple(r for r in rest if isinstance(r, Evidence)),
         next((r for r in rest if isinstance(r, Verdict)), None),
+        tuple(r for r in rest if isinstance(r, LeftOut)),
     )
 
 

@@ -20,7 +20,7 @@ _FOREVER: Final = float("inf")
 
 
 @dataclass(frozen=True)
-class Place:
+class Progress:
     """Where a rank is.
 
     Attributes:
@@ -48,7 +48,7 @@ class Plant:
     limit_s: float = 0.0
 
 
-class Board:
+class ProgressBoard:
     """The places of all ranks of a pool, in a file that all of them map."""
 
     def __init__(self, path: Path, world_size: int) -> None:
@@ -60,15 +60,15 @@ class Board:
         finally:
             os.close(descriptor)
 
-    def read(self, rank: int) -> Place:
+    def read(self, rank: int) -> Progress:
         """Return where a rank is."""
         start = rank * SLOT
         at = start + _RECORDS[self._memory[start] & 1]
         number, begin, deadline, size = _HEAD.unpack_from(self._memory, at)
         name = self._memory[at + _HEAD.size : at + _HEAD.size + size]
-        return Place(name.decode(errors="replace"), number, begin, deadline or _FOREVER)
+        return Progress(name.decode(errors="replace"), number, begin, deadline or _FOREVER)
 
-    def write(self, rank: int, place: Place) -> None:
+    def write(self, rank: int, place: Progress) -> None:
         """Say where a rank is.
 
         The other of two records is written, then one byte says that it holds: a rank that is
@@ -86,7 +86,7 @@ class Board:
 class Writes(Protocol):
     """Takes down where a rank is."""
 
-    def write(self, rank: int, place: Place) -> None:
+    def write(self, rank: int, place: Progress) -> None:
         """Say where a rank is."""
 
 
@@ -107,7 +107,7 @@ class Steps:
         self._rank, self._board = rank, board
         self._limit_s, self._most_s = limit_s, most_s
         self._plant = plant if plant and plant.rank == rank else None
-        self._place = Place()
+        self._place = Progress()
         self.failed_in = ""
         """The innermost step that the last error came out of."""
         self._error: BaseException | None = None
@@ -123,7 +123,7 @@ class Steps:
         now = time.monotonic()
         # Not later than what it lies in: that one's limit holds on.
         deadline = min(now + limit, outer.deadline)
-        self._go(Place(name, outer.number + 1, now, deadline))
+        self._go(Progress(name, outer.number + 1, now, deadline))
         self.names[name] = None
         if plant:
             self._plant = None
@@ -135,13 +135,13 @@ class Steps:
                 self._error, self.failed_in = error, name
             raise
         finally:
-            self._go(Place(outer.step, self._place.number, outer.begin, outer.deadline))
+            self._go(Progress(outer.step, self._place.number, outer.begin, outer.deadline))
 
     def rest(self) -> None:
         """Be in no step: between checks."""
-        self._go(Place(number=self._place.number))
+        self._go(Progress(number=self._place.number))
 
-    def _go(self, place: Place) -> None:
+    def _go(self, place: Progress) -> None:
         self._place = place
         if self._board:
             self._board.write(self._rank, place)

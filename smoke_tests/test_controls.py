@@ -40,5 +40,6 @@ def test_control(setting: Setting, control: Control, tmp_path: Path) -> None:
         reasons = [o.detail for o in outcomes if o.state == "failed"]
         wanted = ("AssertionError", "PeerTimeoutError")
         assert any(word in text for text in reasons for word in wanted), reasons
+        assert all(any(words in text for text in reasons) for words in control.says), reasons
     else:
         assert states == {"passed"}, outcomes

@@ -19,8 +19,10 @@ from tdstack.verify.triton.fork import LABEL, LIBRARY, library_of
 TIER = "import"
 KERNELS = ("device", "jit", "multimem", "one_shot", "two_shot")
 """Modules that import Triton."""
-LAYERS = ("linear",)
+LAYERS = ("custom_op", "linear")
 """Modules that import torch."""
+INTEGRATIONS = {"gemm_allreduce.integrations.transformers": ("torch", "transformers")}
+"""Modules for packages that an environment need not have, and what they import."""
 TRITON = ("triton", "triton-dist", "pytorch-triton")
 
 Findings = list[Mapping[str, Any]]
@@ -80,7 +82,12 @@ def test_every_module_of_the_kernels_package_imports(found: Found) -> None:
     )
     left: tuple[str, ...] = KERNELS if importlib.util.find_spec("triton") is None else ()
     left += LAYERS if importlib.util.find_spec("torch") is None else ()
-    names = [n for n in there if n.split(".")[1] not in left]
+    names = [
+        name
+        for name in there
+        if name.split(".")[1] not in left
+        and all(map(importlib.util.find_spec, INTEGRATIONS.get(name, ())))
+    ]
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
     done = run(compiler(["-c", code, *names]))
     assert done.returncode == 0, done.stderr.strip()[-2000:]

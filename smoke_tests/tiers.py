@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+from smoke_tests.checks.registry import Check
 from smoke_tests.kinds import Kind
 from smoke_tests.records import TIERS, Skip, Tier
 
@@ -154,3 +155,23 @@ def settings(tier: Tier, ranks: int) -> list[Setting]:
         # From the bottom up: `symmetric` has the checks of GPUs, driver and NCCL (layers.py).
         return [Setting(tier, "symmetric", count), Setting(tier, "nvshmem", count)]
     return []
+
+
+def settings_of_checks(
+    tier: Tier, ranks: int, checks: Sequence[Check]
+) -> list[tuple[Setting, Check]]:
+    """Return the checks on every set of ranks of a tier, set by set: ranks take long to start.
+
+    Some have numbers of ranks of their own on CPUs, unless `ranks` says how many.
+    """
+    usual = settings(tier, ranks)
+    if tier != "cpu" or ranks:
+        return [(setting, check) for setting in usual for check in checks]
+    own = {w for check in checks for w in check.interpreted_ranks}
+    counts = dict.fromkeys([*(s.world_size for s in usual), *sorted(own)])
+    return [
+        (Setting(tier, "cpu", w), check)
+        for w in counts
+        for check in checks
+        if w in (check.interpreted_ranks or [s.world_size for s in usual])
+    ]

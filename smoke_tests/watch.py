@@ -38,7 +38,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.step, self.check = -1, "start"
-        self._place, self._deadline = steps.Place(), float("inf")
+        self._place, self._deadline = steps.Progress(), float("inf")
         self._main = threading.main_thread().ident
 
     def begin(self, step: int, check: str, limit_s: float) -> None:
@@ -50,7 +50,7 @@ class Progress:
         """Leave the check; what comes next has no limit of its own."""
         self._deadline = float("inf")
 
-    def write(self, rank: int, place: steps.Place) -> None:
+    def write(self, rank: int, place: steps.Progress) -> None:
         """Take down the step within the check."""
         self._place = place
 

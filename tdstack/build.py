@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tdstack.assemble.bytecode import CPythonTree, write_bytecode
 from tdstack.assemble.compiler import Compilation, compile_cubins
@@ -32,6 +33,7 @@ from tdstack.assemble.layer import (
     venv_entries,
     write_part,
 )
+from tdstack.assemble.stored import BLOBS, blobs_label, health_check, steps_of
 from tdstack.assemble.tar import Blob
 from tdstack.baseimage import base_blob
 from tdstack.console import Stopwatch
@@ -44,6 +46,9 @@ from tdstack.report import BuildReport, LayerReport
 from tdstack.space import check_space
 from tdstack.stack import CPYTHON_PLACE
 from tdstack.wheelhouse.store import Store
+
+if TYPE_CHECKING:
+    from tdstack.ship.cache import LayerCache
 
 FetchFiles = Callable[[list[LockedFile]], None]
 
@@ -59,7 +64,10 @@ def present_layers(plan: Plan, engine: Engine) -> int:
 
 
 class Builder:
-    """One build of one plan in one engine. `root` is the checkout."""
+    """One build of one plan in one engine. `root` is the checkout.
+
+    `cache` is a registry that may have layers which the engine lacks.
+    """
 
     def __init__(
         self,
@@ -68,9 +76,10 @@ class Builder:
         store: Store,
         root: Path,
         say: Callable[[str], None],
+        cache: LayerCache | None = None,
     ) -> None:
         self._plan, self._engine, self._store, self._root = plan, engine, store, root
-        self._say = say
+        self._say, self._cache = say, cache
         self._watch = Stopwatch()
         self._partials: list[str] = []
         assert plan.stack.interpreter is not None  # the base was looked into before the plan
@@ -90,8 +99,14 @@ class Builder:
         if present < len(self._plan.layers):
             # The lock makes a second build of the same plan wait, and find everything there.
             with self._store.locked(f"build-{self._plan.layers[present].key[:32]}"):
-                present = present_layers(self._plan, self._engine)
+                local = present = present_layers(self._plan, self._engine)
+                if self._cache and present < len(self._plan.layers):
+                    present = self._cache.take(
+                        self._plan, self._engine, self._store, present, self._watch
+                    )
                 reports = [self._present(layer) for layer in self._plan.layers[:present]]
+                for report in reports[local:]:
+                    report.source = "registry"
                 if present < len(self._plan.layers):
                     reports += self._build_missing(present, fetch)
         final = self._plan.final
@@ -114,8 +129,8 @@ class Builder:
 
     def _present(self, layer: Layer) -> LayerReport:
         stored = self._engine.image(layer.ref)
-        blobs = _blobs_of(stored.labels) if stored else []
-        parent = len(_blobs_of(self._parent_labels(layer)))
+        blobs = steps_of(stored.labels) if stored else ()
+        parent = len(steps_of(self._parent_labels(layer)))
         sizes = {step.made_by: step.blob.size for step in blobs[parent:]}
         budget = layer.recipe.budget_mb * 1_000_000
         return LayerReport(layer.name, layer.key, "local", sum(sizes.values()), budget, sizes)
@@ -230,7 +245,7 @@ class Builder:
         if present:
             stored = self._engine.image(self._plan.layers[present - 1].ref)
             assert stored is not None
-            return Image(platform, tuple(_blobs_of(stored.labels)), env=stored.env)
+            return Image(platform, steps_of(stored.labels), env=stored.env)
         if self._plan.stack.rootfs is None:
             theirs = self._engine.export(self._plan.stack.base, layout)
             return Image(platform, theirs.steps, env=theirs.env)
@@ -283,10 +298,8 @@ class Builder:
         return image, report
 
     def _finished(self, layer: Layer, image: Image) -> Image:
-        steps = [[s.blob.sha256, s.blob.size, s.made_by] for s in image.steps]
-        labels = {**layer.labels, f"{LABEL}.blobs": json.dumps(steps, separators=(",", ":"))}
-        health = (f"/{PREFIX}/bin/tdstack-verify", "--quick") if layer.name == "kernels" else ()
-        return replace(image, labels=labels, healthcheck=health)
+        labels = {**layer.labels, BLOBS: blobs_label(image.steps)}
+        return replace(image, labels=labels, healthcheck=health_check(layer.name))
 
     def _weigh(self, layer: Layer, own: list[Step]) -> LayerReport:
         sizes = {step.made_by: step.blob.size for step in own}
@@ -343,8 +356,3 @@ def _processes() -> Iterator[ProcessPoolExecutor]:
 
 def _size(part: Part) -> int:
     return sum(wheel.unpacked for wheel in part.wheels)
-
-
-def _blobs_of(labels: object) -> list[Step]:
-    text = labels.get(f"{LABEL}.blobs", "[]") if hasattr(labels, "get") else "[]"
-    return [Step(Blob(sha256, size), made_by) for sha256, size, made_by in json.loads(text)]

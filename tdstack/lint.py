@@ -39,4 +39,6 @@ def commands(root: Path, fix: bool) -> dict[str, list[str]]:
         "mypy": [str(programs / "mypy")],
         "shellcheck": [str(programs / "shellcheck"), *shell],
         "hadolint": [str(programs / "hadolint"), *docker],
+        # Offline: some of its audits would ask a service about every action.
+        "zizmor": [str(programs / "zizmor"), "--offline", "--quiet", str(root / ".github")],
     }

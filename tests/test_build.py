@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from smoke_tests.records import read
 from tdstack.engines.base import Engine, RunRequest
 from tdstack.engines.choose import choose_engine
 from tdstack.errors import IntegrityError
@@ -34,6 +35,7 @@ from tdstack.wheelhouse.store import Store, default_cache
 from tdstack.workspace import Workspace
 from tests.checkouts import few_kernels
 from tests.engine_stores import buildah_store, docker_daemon
+from tests.registries import running_registry
 from tests.triton_wheels import TAG, real_fork, real_stock
 
 pytestmark = pytest.mark.engine
@@ -216,6 +218,27 @@ def compiled_inside(engine: Engine, ref: str, *launcher: str) -> set[str]:
     return {cubin["ptxas"] for cubin in json.loads(done.stdout)["cubins"]}
 
 
+def test_the_smoke_tests_run_inside_and_say_what_they_left_out(
+    built: Built, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    command = ["smoke", "--image", built.ref, "--engine", built.name, "--out", str(out)]
+    invoke(built.checkout, command, built.environment)
+    result = read(out / "run.jsonl")
+    assert result.verdict is not None
+    tiers = dict(result.verdict.tiers)
+    assert {t: o for t, o in tiers.items() if o != "skipped"} == {
+        "import": "passed", "compile": "passed"
+    }  # fmt: skip
+    assert {s.tier: s.reason for s in result.skips}["cpu"] == "not installed: torch"
+    assert result.run.place.startswith(f"image {built.ref}")
+    stored = built.engine.image(built.ref)
+    assert stored
+    assert (stored.digest or stored.id) in result.run.place
+    assert result.run.machine["torch"] is None
+    assert (out / "index.html").is_file()
+
+
 def test_the_same_build_again_builds_nothing(built: Built) -> None:
     begin = time.monotonic()
     report = invoke(built.checkout, build_arguments(built.name), built.environment)
@@ -261,15 +284,60 @@ def test_another_cuda_line_shares_all_but_its_own_layers(built: Built) -> None:
     check_bundle(manifest, built.checkout, "12.8", "12.8.93")
 
 
+@pytest.fixture(scope="module")
+def again(
+    checkout: Path, cubins: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The report of a clean build after another one, whatever engine that had."""
+    with buildah_store(tmp_path_factory.mktemp("second") / "store") as environment:
+        return invoke(checkout, build_arguments("buildah"), environment | cubins)
+
+
 def test_every_clean_build_gives_one_image_id_under_every_engine(
-    built: Built, tmp_path: Path
+    built: Built, again: dict[str, Any]
 ) -> None:
-    with buildah_store(tmp_path / "second") as environment:
-        again = invoke(built.checkout, build_arguments("buildah"), built.environment | environment)
     assert again["image_id"] == built.report["image_id"]
+    assert set(sources(again).values()) == {"built"}
     # What was compiled for the first one was not compiled again.
     assert again["cubins"]["compiled"] == 0
     assert again["cubins"]["reused"] == built.report["cubins"]["cubins"]
+
+
+def test_a_wiped_machine_pulls_it_and_builds_nothing(
+    built: Built, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # A short path: the names of a daemon's sockets have a limit.
+    folder = tmp_path_factory.mktemp("wiped") / "store"
+    options = build_arguments(built.name)[1:]
+    with running_registry(tmp_path / "registry") as running:
+        at = ["--registry", f"{running.host}/team/tdstack"]
+        pushed = invoke(built.checkout, ["push", *options, *at], built.environment)
+        assert set(pushed["layers"].values()) == {"pushed"}
+        again = invoke(built.checkout, ["push", *options, *at], built.environment)
+        assert (again["sent"], set(again["layers"].values())) == (0, {"present"})
+        # Neither images nor a store: what there is comes from the registry.
+        (tmp_path / "cache").mkdir()
+        with STORES[built.name](folder) as store, pytest.MonkeyPatch.context() as patch:
+            wiped = {**built.environment, **store, "TDSTACK_CACHE": str(tmp_path / "cache")}
+            for name, value in wiped.items():
+                patch.setenv(name, value)
+            pulled = invoke(built.checkout, ["pull", *options, *at], wiped)
+            assert pulled["image_id"] == built.report["image_id"]
+            assert pulled["checks"] > 5  # tdstack-verify ran inside
+            begin = time.monotonic()
+            again = invoke(built.checkout, ["pull", *options, *at], wiped)
+            assert time.monotonic() - begin < 10  # under 3 s on a quiet machine
+            assert again["source"] == "local"
+            engine = choose_engine(built.name).engine
+            for layer in built.report["layers"][-2:]:
+                engine.untag(f"localhost/tdstack/{layer['name']}:{layer['key'][:20]}")
+            for tag in built.report["tags"]:
+                engine.untag(tag)
+            report = invoke(built.checkout, ["build", *options, *at], wiped)
+            expected = dict.fromkeys(sources(report), "local")
+            assert sources(report) == {**expected, "cuda": "registry", "kernels": "registry"}
+            assert report["image_id"] == built.report["image_id"]
+            assert not list((tmp_path / "cache" / "blobs").iterdir())  # no wheel was fetched
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,23 @@
-"""`invoke smoke --image`: what a container is asked for, and a slim image for real."""
+"""`invoke smoke --image`: what a container is asked for. test_build.py runs it in a real one."""
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from smoke_tests.records import read
-from tdstack.engines.base import Engine, Mount, Resources, RunRequest, RunResult, StoredImage
+from tdstack.engines.base import Mount, Resources, RunRequest, RunResult, StoredImage
 from tdstack.engines.buildah import Buildah, from_command
-from tdstack.engines.choose import choose_engine
 from tdstack.engines.docker import run_arguments
 from tdstack.errors import HostError, UsageError
 from tdstack.smoke.image import SHM, STACK, Inside, closure, find_image, request_for, tools
 from tdstack.smoke.run import Options, open_image
-from tests.checkouts import few_kernels
-from tests.engine_stores import buildah_store, docker_daemon
 
 STORED = StoredImage("ab" * 32, "sha256:" + "cd" * 32, {}, {}, (), 0)
-STORES = {"buildah": buildah_store, "docker": docker_daemon}
 
 
 @dataclass
@@ -143,58 +135,3 @@ def test_pytest_goes_in_whole_and_runs_from_a_folder(tmp_path: Path) -> None:
         )
     assert done.returncode == 0, done.stderr
     assert not folder.exists()
-
-
-@pytest.fixture(scope="module", params=["buildah", "docker"])
-def slim(
-    request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, str, dict[str, str], str]]:
-    """A checkout of few kernels, and its image without torch in a private store."""
-    folder = tmp_path_factory.mktemp(request.param)
-    checkout = few_kernels(root, folder / "checkout")
-    with STORES[request.param](folder / "store") as store:
-        options = ["--cuda", "12.4", "--triton", "stock", "--torch", "none", "--arch", "sm_80"]
-        built = verb(checkout, store, ["build", *options, "--engine", request.param])
-        assert built.returncode == 0, built.stderr[-3000:]
-        yield checkout, request.param, store, json.loads(built.stdout)["ref"]
-
-
-def verb(
-    checkout: Path, store: dict[str, str], words: Sequence[str]
-) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("invoke")), *words, "--json"]
-    environment = {**os.environ, **store}
-    return subprocess.run(
-        command, cwd=checkout, env=environment, capture_output=True, text=True, check=False
-    )
-
-
-@pytest.mark.engine
-def test_a_slim_image_is_checked_for_real(
-    slim: tuple[Path, str, dict[str, str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkout, engine, store, ref = slim
-    out = tmp_path / "report"
-    done = verb(checkout, store, ["smoke", "--image", ref, "--engine", engine, "--out", str(out)])
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = read(out / "run.jsonl")
-    assert result.verdict is not None
-    tiers = dict(result.verdict.tiers)
-    assert {t: o for t, o in tiers.items() if o != "skipped"} == {
-        "import": "passed", "compile": "passed"
-    }  # fmt: skip
-    assert {s.tier: s.reason for s in result.skips}["cpu"] == "not installed: torch"
-    assert result.run.place.startswith(f"image {ref}")
-    for name, value in store.items():
-        monkeypatch.setenv(name, value)
-    stored = held(engine, ref)
-    assert (stored.digest or stored.id) in result.run.place
-    assert result.run.machine["torch"] is None
-    assert (out / "index.html").is_file()
-
-
-def held(engine: str, ref: str) -> StoredImage:
-    found: Engine = choose_engine(engine).engine
-    stored = found.image(ref)
-    assert stored is not None
-    return stored

@@ -10,29 +10,35 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
+from smoke_tests.checks.registry import Check
 from smoke_tests.evidence import shown, topology
 from smoke_tests.leash import is_gone, is_stopped
 from smoke_tests.leftovers import SHM, present, sweep
 from smoke_tests.outcome import Outcome, Traces, states_of, text_of, worst
 from smoke_tests.pool import culprits
 from smoke_tests.recording import Found, Recording
-from smoke_tests.records import Measure, Run, Skip, read
-from smoke_tests.steps import Board, Place, Steps
+from smoke_tests.records import Measure, Run, Skip, Tier, read
+from smoke_tests.steps import Progress, ProgressBoard, Steps
+from smoke_tests.tiers import settings_of_checks
+from tdstack.smoke.junit import junit
+from tdstack.smoke.run import summary
+from tdstack.smoke.summary import summarize
 
 
 def test_a_board_is_read_from_another_mapping_and_survives_half_a_write(tmp_path: Path) -> None:
-    ours, theirs = Board(tmp_path / "board", 2), Board(tmp_path / "board", 2)
-    assert theirs.read(1) == Place()
-    ours.write(1, Place("é" * 200, 3, 1.5, 2.5))
+    ours, theirs = ProgressBoard(tmp_path / "board", 2), ProgressBoard(tmp_path / "board", 2)
+    assert theirs.read(1) == Progress()
+    ours.write(1, Progress("é" * 200, 3, 1.5, 2.5))
     place = theirs.read(1)
     assert (place.number, place.begin, place.deadline) == (3, 1.5, 2.5)
     assert place.step.startswith("é" * 50), "cut, but readable"
     first = (tmp_path / "board").read_bytes()
     record = slice(start := 512 + (8, 260)[first[512]], start + 252)
-    ours.write(1, Place("second", 4, 2.0, 3.0))
+    ours.write(1, Progress("second", 4, 2.0, 3.0))
     assert (tmp_path / "board").read_bytes()[record] == first[record], "it was the one that held"
     # What a rank has written of the next one, that is killed before it says that it holds.
     data = bytearray((tmp_path / "board").read_bytes())
@@ -40,12 +46,12 @@ def test_a_board_is_read_from_another_mapping_and_survives_half_a_write(tmp_path
     start = 512 + (8, 260)[valid ^ 1]
     data[start : start + 252] = b"\xff" * 252
     (tmp_path / "board").write_bytes(data)
-    assert Board(tmp_path / "board", 2).read(1).step == "second"
-    assert theirs.read(0) == Place(), "the other rank's"
+    assert ProgressBoard(tmp_path / "board", 2).read(1).step == "second"
+    assert theirs.read(0) == Progress(), "the other rank's"
 
 
 def test_steps_nest_and_an_inner_one_cannot_outlast_the_outer(tmp_path: Path) -> None:
-    board = Board(tmp_path / "board", 1)
+    board = ProgressBoard(tmp_path / "board", 1)
     steps = Steps(0, board, limit_s=50)
     with steps.step("outer", 5):
         outer = board.read(0)
@@ -83,7 +89,7 @@ def test_who_is_to_blame(
     known: dict[int, tuple[str, str]],
     guilty: set[int],
 ) -> None:
-    at = {rank: Place("gather", number) for rank, number in places.items()}
+    at = {rank: Progress("gather", number) for rank, number in places.items()}
     outcomes = {rank: Outcome(rank, state, text) for rank, (state, text) in known.items()}  # type: ignore[arg-type]
     assert culprits(at, stopped, outcomes) == guilty
 
@@ -191,6 +197,41 @@ def test_what_was_recorded_of_a_hang(tmp_path: Path) -> None:
     # Nothing of the tier import has run: that is no pass.
     tiers = {"gpu": "skipped", "import": "skipped", "cpu": "failed"}
     assert dict(result.verdict.tiers) == tiers
+
+
+def test_a_check_that_was_left_out_is_no_pass_and_says_why(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "run.jsonl", Run("h", "host", {}), ["import", "cpu"])
+    why = "not installed: transformers; remedy: pip install -r requirements-models.lock"
+    recording.add("import", "import-x", True, 1.0, "", Found())
+    recording.leave_out("cpu", "cpu-w2-models", why)
+    assert recording.end(hung=False, impossible=False) == 0
+    recording.close()
+    result = read(tmp_path / "run.jsonl")
+    assert [(c.tier, c.check, c.reason) for c in result.left_out] == [("cpu", "cpu-w2-models", why)]
+    assert result.verdict
+    assert dict(result.verdict.tiers) == {"import": "passed", "cpu": "skipped"}
+    assert dict(result.verdict.counts) == {"passed": 1, "skipped": 1}
+    assert summary(result, tmp_path)["skips"] == {"cpu-w2-models": why}
+    found = summarize(result)
+    assert "1 check passed; 1 check left out" in found.headline
+    assert [t.reason for t in found.tiers] == ["", f"left out: cpu-w2-models: {why}"]
+    (case,) = ET.fromstring(junit(result)).findall(".//testcase[@name='cpu-w2-models']")
+    assert case.find("skipped").attrib["message"] == why  # type: ignore[union-attr]
+
+
+def test_some_checks_have_numbers_of_interpreted_ranks_of_their_own() -> None:
+    usual, own = (
+        Check(name, lambda ranks: None, ("cpu", "nvshmem"), False, 1.0, 1, False, False, "", counts)
+        for name, counts in (("usual", ()), ("own", (2, 4)))
+    )
+
+    def of(tier: Tier, ranks: int) -> list[tuple[int, str]]:
+        found = settings_of_checks(tier, ranks, [usual, own])
+        return [(setting.world_size, check.name) for setting, check in found]
+
+    assert of("cpu", 0) == [(4, "usual"), (4, "own"), (2, "own")]
+    assert of("cpu", 8) == [(8, "usual"), (8, "own")]
+    assert of("gpu", 2) == [(2, "usual"), (2, "own")] * 2, "virtual and nvshmem"
 
 
 def test_a_run_of_nothing_is_no_success() -> None:

@@ -14,6 +14,7 @@ from smoke_tests import records
 from smoke_tests.records import (
     Check,
     Evidence,
+    LeftOut,
     Measure,
     RankState,
     Record,
@@ -45,6 +46,7 @@ ALL: list[Record] = [
         "gpu", "fused/serial", 1.5, "ratio", {"ranks": "virtual", "w": 8, "m": 16}, (1.1, None)
     ),
     Measure("gpu", "p2p bandwidth", 12.0, "GB/s", {"src": 0, "dst": 1, "x": True, "f": 0.5}),
+    LeftOut("cpu", "cpu-w2-models", "not installed: transformers; remedy: pip install"),
     Evidence("cpu-w2-demo", 0, "File ...", {"epoch": 3}, {"NCCL_DEBUG": "INFO"}, "GPU0 X"),
     Verdict(1, {"cpu": "failed", "multi-gpu": "skipped"}, {"passed": 1, "died": 1}),
 ]

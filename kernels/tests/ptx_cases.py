@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from gemm_allreduce.arguments import ARGUMENTS
 from gemm_allreduce.checks import check_cubin
 from gemm_allreduce.compiler import Job, make_cubin, run_job
 from gemm_allreduce.dispatch import Shape, choose
+from gemm_allreduce.forked import run_forked
 from gemm_allreduce.resources import read_kernel
 from gemm_allreduce.sass import count_accesses
 from gemm_allreduce.toolchain import compile_environment, find_ptxas
@@ -117,12 +119,21 @@ def main() -> int:
     with compile_environment():
         import triton
 
-        for arch in options.arch or ARCHS:
-            ptxas = find_ptxas(arch)
-            for kind in options.kind or kinds_of(arch):
-                stem = f"{arch}.{kind}"
-                job = Job(variant_of(kind, arch), arch, ptxas, "")
-                results[stem] = examine(job, options.out, stem)
+        jobs = {
+            f"{arch}.{kind}": Job(variant_of(kind, arch), arch, find_ptxas(arch), "")
+            for arch in options.arch or ARCHS
+            for kind in options.kind or kinds_of(arch)
+        }
+        stems = list(jobs)
+
+        def examined(stem: str) -> dict[str, Any]:
+            return examine(jobs[stem], options.out, stem)
+
+        for done in run_forked(stems, examined, len(os.sched_getaffinity(0))):
+            if done.result is None:
+                print(f"{stems[done.index]}: {done.error}", file=sys.stderr)
+                return 1
+            results[stems[done.index]] = done.result
     import gemm_allreduce
 
     report = {

@@ -26,7 +26,10 @@ MODULES = (
     "interpreter_workspace",
     "interpreter_memory",
     "interpreter_multimem",
+    "interpreter_custom_op",
+    "interpreter_transformers",
 )
+NEEDS = {"interpreter_transformers": ("transformers", "accelerate")}
 CASES = [
     (module, name)
     for module in MODULES
@@ -54,7 +57,9 @@ def outcomes() -> Callable[[str], Outcomes]:
         try:
             done = subprocess.run(
                 command,
-                env=environment(TRITON_INTERPRET="1"),
+                env=environment(
+                    TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="", GLOO_SOCKET_IFNAME="lo"
+                ),
                 capture_output=True,
                 text=True,
                 timeout=TIME_LIMIT,
@@ -75,6 +80,8 @@ def outcomes() -> Callable[[str], Outcomes]:
 @needs_interpreter
 @pytest.mark.parametrize(("module", "name"), CASES)
 def test_interpreter(module: str, name: str, outcomes: Callable[[str], Outcomes]) -> None:
+    if missing := [n for n in NEEDS.get(module, ()) if not importlib.util.find_spec(n)]:
+        pytest.skip(f"not installed: {', '.join(missing)} (requirements-models.lock)")
     error = outcomes(module)[name]
     assert error is None, error
 

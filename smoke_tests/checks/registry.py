@@ -26,7 +26,8 @@ class Check:
     ``ends_ranks``: it leaves ranks behind that cannot be used again. ``least_ranks``: with fewer
     there is nothing to see. ``needs_cubins``: it looks at kernels that were compiled ahead of time.
     ``own_gpu``: every rank must have a GPU of its own. ``needs``: a module, without which the check
-    is skipped.
+    is skipped. ``interpreted_ranks``: on CPUs it runs with these numbers of ranks, and not with the
+    tier's own.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Check:
     needs_cubins: bool
     own_gpu: bool
     needs: str
+    interpreted_ranks: tuple[int, ...]
 
     @property
     def layer(self) -> Layer:
@@ -57,6 +59,7 @@ MODULES = (
     "refusals",
     "faults",
     "memory",
+    "models",
     "cubins",
 )
 
@@ -69,6 +72,7 @@ def check(
     needs_cubins: bool = False,
     own_gpu: bool = False,
     needs: str = "",
+    interpreted_ranks: tuple[int, ...] = (),
 ) -> Callable[[Body], Body]:
     """Register a check under its function's name."""
 
@@ -85,6 +89,7 @@ def check(
             needs_cubins,
             own_gpu,
             needs,
+            interpreted_ranks,
         )
         return body
 

@@ -13,10 +13,10 @@ from tdstack.smoke.text import clean
 def junit(result: Result) -> str:
     """Return the run as JUnit XML.
 
-    A tier that was skipped is a suite with one skipped case. Checks that hung or died are errors;
-    those that failed, and measures outside their bands, are failures; measures without a band are
-    left out. A run that was cut off, or failed with every check passed, has a suite ``run`` with
-    an error.
+    A tier that was skipped is a suite with one skipped case; a check that was left out is a skipped
+    case too. Checks that hung or died are errors; those that failed, and measures outside their
+    bands, are failures; measures without a band are not there. A run that was cut off, or failed
+    with every check passed, has a suite ``run`` with an error.
     """
     summary = summarize(result)
     root = ET.Element("testsuites", name=clean(f"smoke {result.run.host}"))
@@ -51,6 +51,11 @@ def _add_tier(root: ET.Element, result: Result, tier: TierSummary) -> None:
     for measure in result.measures:
         if measure.tier == tier.tier and measure.outcome != "unjudged":
             _add_measure(suite, measure)
+    for left in result.left_out:
+        if left.tier == tier.tier:
+            name = clean(left.check)
+            case = ET.SubElement(suite, "testcase", classname=left.tier, name=name, time="0")
+            ET.SubElement(case, "skipped", message=clean(left.reason))
     if tier.state == "skipped":
         case = ET.SubElement(suite, "testcase", classname=tier.tier, name=tier.tier, time="0")
         ET.SubElement(case, "skipped", message=clean(tier.reason))

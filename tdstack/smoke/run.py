@@ -230,7 +230,8 @@ def summary(result: Result, folder: Path) -> dict[str, Any]:
         "exit_code": verdict.exit_code if verdict else None,
         "tiers": dict(verdict.tiers) if verdict else {},
         "counts": dict(verdict.counts) if verdict else {},
-        "skips": {skip.tier: skip.reason for skip in result.skips},
+        "skips": {skip.tier: skip.reason for skip in result.skips}
+        | {left.check: left.reason for left in result.left_out},
         "failed": [describe(check) for check in result.checks if check.outcome != "passed"]
         + [_out_of_band(m) for m in result.measures if m.outcome == "failed"],
         "id": result.run.id,
@@ -315,4 +316,6 @@ def _say(result: Result, folder: Path) -> None:
         count = sum(c.tier == tier for c in result.checks)
         told = reason if tiers[tier] == "skipped" else f"{passed} of {count} checks"
         say(f"{tier:10}  {tiers[tier]:7}  {told}")
+    for left in result.left_out:
+        say(f"left out: {left.check}: {left.reason}")
     say(f"report: {folder / 'index.html'}")

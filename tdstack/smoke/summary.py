@@ -27,7 +27,7 @@ MARKS: Final = {
 
 @dataclass(frozen=True)
 class TierSummary:
-    """What became of a tier; ``reason`` is why it was skipped."""
+    """What became of a tier; ``reason`` is why it, or a check of it, was left out."""
 
     tier: Tier
     state: TierState
@@ -81,6 +81,8 @@ def _headline(
         parts.append(_count(len(result.measures), "measure") + (within if judged else ", unjudged"))
     if result.skips:
         parts.append(f"{_count(len(result.skips), 'tier')} skipped")
+    if result.left_out:
+        parts.append(f"{_count(len(result.left_out), 'check')} left out")
     if result.verdict and state == "failed":
         parts.append(f"exit code {result.verdict.exit_code}")
     return "; ".join(parts)
@@ -107,4 +109,5 @@ def _tier(result: Result, tier: Tier) -> TierSummary | None:
         return None
     passed = sum(c.outcome == "passed" for c in checks)
     seconds = sum(c.seconds for c in checks)
+    reasons += [f"left out: {c.check}: {c.reason}" for c in result.left_out if c.tier == tier]
     return TierSummary(tier, state, passed, bad, seconds, "; ".join(reasons))

@@ -232,6 +232,11 @@ class Workspace:
         return self.transport.device
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called; it is collective, so all ranks say the same."""
+        return self._closed
+
+    @property
     def symmetric_bytes(self) -> int:
         """Symmetric memory that this workspace takes on every rank."""
         return self.layout.total_bytes
