@@ -4,4 +4,5 @@
 |---|---|
 | `conditions` | when a layer, and when a call, takes the fused path; pure |
 | `transformers` | the parallel style `gemm_allreduce_rowwise` |
+| `sglang` | SGLang's tensor-parallel overlap, as a plug-in |
 """
