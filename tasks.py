@@ -398,6 +398,26 @@ def bench(
 
 
 @verb
+@helps(
+    a="image, OCI archive, lock (FILE or REV:versions.lock), or container:NAME",
+    b="what it is compared with, of the same forms",
+    files="list every file instead of a summary by folder",
+)
+def diff(
+    c: Context,
+    a: str,
+    b: str,
+    engine: str = "auto",
+    files: bool = False,
+    json: bool = False,
+) -> None:
+    """Compare two images, archives, locks or containers: packages, files, layers, cubins."""
+    from tdstack.diff.verb import diff_verb
+
+    diff_verb(Workspace.here(), a, b, engine=engine, all_files=files, as_json=json)
+
+
+@verb
 @helps(fix="let ruff mend what it can")
 def lint(c: Context, fix: bool = False) -> None:
     """Run ruff, mypy --strict, shellcheck and hadolint."""

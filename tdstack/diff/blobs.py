@@ -1,0 +1,140 @@
+"""Layers as streams: out of an OCI archive without unpacking it, decompressed on the way."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from tdstack.diff.tree import Readable
+from tdstack.errors import IntegrityError, UsageError
+
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+# Documents of an image are some kB; what is larger is no document.
+MOST_DOCUMENT = 16_000_000
+
+
+class Decompressed:
+    """The uncompressed bytes of a layer, whatever its media type says it is packed with."""
+
+    def __init__(self, stream: Readable | IO[bytes], media_type: str) -> None:
+        self._type = media_type
+        self._stream: Readable | IO[bytes] = stream
+        if media_type.endswith("+zstd"):
+            reader = zstandard.ZstdDecompressor().stream_reader(
+                stream,  # type: ignore[arg-type]
+                read_across_frames=True,
+            )
+            self._stream = reader
+        elif media_type.endswith(("+gzip", ".gzip")):
+            self._stream = gzip.GzipFile(fileobj=stream)  # type: ignore[arg-type]
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to `size` bytes. Raises: IntegrityError for bytes that cannot be unpacked."""
+        try:
+            return self._stream.read(size)
+        except (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise IntegrityError(
+                "a layer cannot be decompressed", where=self._type, got=str(error)
+            ) from error
+
+
+class Chunks:
+    """A stream over an iterator of byte strings."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks: Iterator[bytes] = iter(chunks)
+        self._rest = b""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to `size` bytes."""
+        while not self._rest:
+            piece = next(self._chunks, None)
+            if piece is None:
+                return b""
+            self._rest = piece
+        end = len(self._rest) if size < 0 else size
+        piece, self._rest = self._rest[:end], self._rest[end:]
+        return piece
+
+
+class OciArchive:
+    """One image in a tar that holds an OCI layout (image-spec 1.0); a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._tar = tarfile.open(path, "r:")  # noqa: SIM115
+            self._members = {m.name.removeprefix("./"): m for m in self._tar}
+        except (tarfile.TarError, EOFError) as error:
+            raise UsageError(
+                "this file is no OCI archive, nor a lock",
+                where=str(path),
+                expected="a tar as `invoke build --output` writes it, or a file *.lock",
+                got=str(error),
+            ) from error
+        if "index.json" not in self._members or "oci-layout" not in self._members:
+            self._tar.close()
+            raise UsageError(
+                "this tar is no OCI archive", where=str(path), expected="oci-layout and index.json"
+            )
+
+    def __enter__(self) -> OciArchive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tar.close()
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest of the archive's one image.
+
+        Raises: UsageError for more than one image; IntegrityError for documents that are none.
+        """
+        index = self._document("index.json")
+        for _ in range(3):
+            found = index.get("manifests", [])
+            if len(found) != 1:
+                raise UsageError(
+                    f"the archive holds {len(found)} images", where=str(self._path), expected="one"
+                )
+            index = self.blob_document(found[0]["digest"])
+            if "layers" in index:
+                return index
+        raise IntegrityError("the archive's index leads to no image", where=str(self._path))
+
+    def blob_document(self, digest: str) -> dict[str, Any]:
+        """Return a blob that is a JSON object."""
+        return self._document(f"blobs/{digest.replace(':', '/')}")
+
+    def blob(self, digest: str) -> IO[bytes]:
+        """Return a blob's bytes as a stream.
+
+        Raises: IntegrityError when it is not there.
+        """
+        return self._open(f"blobs/{digest.replace(':', '/')}")
+
+    def _document(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads(self._open(name).read(MOST_DOCUMENT))
+        except ValueError as error:
+            raise IntegrityError(
+                "a document of the archive is no JSON", where=f"{self._path}: {name}"
+            ) from error
+        if not isinstance(found, dict):
+            raise IntegrityError(
+                "a document of the archive is no object", where=f"{self._path}: {name}"
+            )
+        return found
+
+    def _open(self, name: str) -> IO[bytes]:
+        member = self._members.get(name)
+        stream = self._tar.extractfile(member) if member else None
+        if stream is None:
+            raise IntegrityError("the archive lacks a blob", where=f"{self._path}: {name}")
+        return stream

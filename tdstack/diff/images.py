@@ -1,0 +1,187 @@
+"""Images -> snapshots: from an engine, an OCI archive or a registry, one layer at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tdstack.diff.blobs import Decompressed, OciArchive
+from tdstack.diff.facts import (
+    altered_of,
+    cubins_of,
+    manifest_of,
+    packages_of,
+    settings_of,
+    wanted,
+)
+from tdstack.diff.model import LayerFact, Snapshot
+from tdstack.diff.tree import Readable, Tree
+from tdstack.engines.base import Engine
+from tdstack.errors import IntegrityError, UsageError
+from tdstack.space import check_free
+from tdstack.wheelhouse.store import Store
+
+Open = Callable[[], AbstractContextManager[Readable]]
+
+
+@dataclass(frozen=True)
+class LayerStream:
+    """A layer that can be read: its title, its diff id in hex, and how to open its tar."""
+
+    title: str
+    diff_id: str
+    open: Open
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An image that can be read. `id` binds all of it; `snapshot` reads every byte."""
+
+    name: str
+    id: str
+    snapshot: Callable[[], Snapshot]
+
+
+def engine_image(engine: Engine, ref: str, store: Store) -> ImageSource:
+    """Return the image `ref` of the engine.
+
+    Raises: UsageError when the engine has none of that name.
+    """
+    stored = engine.image(ref)
+    if stored is None:
+        raise UsageError(
+            f"{engine.name} holds no image of that name", where=ref, remedy="invoke build makes one"
+        )
+
+    def snapshot() -> Snapshot:
+        # The engine can only give all layers at once; on the disk they lie until they are read.
+        check_free(store.work(), 2 * stored.size, f"the layers of {ref}")
+        with tempfile.TemporaryDirectory(prefix="diff-", dir=store.work()) as folder:
+            layout = Path(folder, "layout")
+            image = engine.export(ref, layout)
+            blobs = layout / "blobs" / "sha256"
+            layers = [
+                LayerStream(s.made_by, s.blob.sha256, _file_once(blobs / s.blob.sha256))
+                for s in image.steps
+            ]
+            return read_image(ref, stored.id, layers, image.env, image.labels)
+
+    return ImageSource(ref, stored.id, snapshot)
+
+
+def archive_image(path: Path) -> ImageSource:
+    """Return the one image of an OCI archive."""
+    with OciArchive(path) as archive:
+        identity = str(archive.manifest()["config"]["digest"]).removeprefix("sha256:")
+
+    def snapshot() -> Snapshot:
+        with OciArchive(path) as archive:
+            manifest = archive.manifest()
+            config = archive.blob_document(manifest["config"]["digest"])
+
+            def opened(descriptor: Mapping[str, Any]) -> Open:
+                @contextmanager
+                def opening() -> Iterator[Readable]:
+                    with archive.blob(descriptor["digest"]) as stream:
+                        yield Decompressed(stream, descriptor["mediaType"])
+
+                return opening
+
+            layers = layer_streams(config, [opened(layer) for layer in manifest["layers"]])
+            running = config.get("config", {})
+            return read_image(
+                str(path), identity, layers, env_of(running), running.get("Labels") or {}
+            )
+
+    return ImageSource(str(path), identity, snapshot)
+
+
+def layer_streams(config: Mapping[str, Any], opens: Sequence[Open]) -> list[LayerStream]:
+    """Pair the layers of an image's configuration with what opens them. Pure.
+
+    Raises: IntegrityError when there are not as many layers as the configuration says.
+    """
+    diff_ids = config["rootfs"]["diff_ids"]
+    titles = [h.get("created_by", "") for h in config.get("history", []) if not _empty(h)]
+    titles += [""] * (len(diff_ids) - len(titles))
+    if len(opens) != len(diff_ids):
+        raise IntegrityError(
+            "an image's manifest and its configuration disagree",
+            expected=f"{len(diff_ids)} layers, as in the configuration",
+            got=f"{len(opens)} layers",
+        )
+    return [
+        LayerStream(title, diff_id.removeprefix("sha256:"), opening)
+        for title, diff_id, opening in zip(titles, diff_ids, opens, strict=False)
+    ]
+
+
+def read_image(
+    name: str,
+    identity: str,
+    layers: Sequence[LayerStream],
+    env: Mapping[str, str],
+    labels: Mapping[str, str],
+) -> Snapshot:
+    """Read every layer once.
+
+    Raises: IntegrityError for a layer whose bytes are not those of its diff id.
+    """
+    tree = Tree(wanted)
+    facts = []
+    for layer in layers:
+        title = layer.title or layer.diff_id[:12]
+        with layer.open() as stream:
+            size = tree.apply(stream, title, layer.diff_id)
+        facts.append(LayerFact(title, layer.diff_id, size))
+    return snapshot_of(name, identity, tree, tuple(facts), env, labels)
+
+
+def snapshot_of(
+    name: str,
+    identity: str,
+    tree: Tree,
+    layers: tuple[LayerFact, ...] | None,
+    env: Mapping[str, str],
+    labels: Mapping[str, str],
+    transient: tuple[str, ...] = (),
+) -> Snapshot:
+    """Return what a file system and its configuration say. Pure."""
+    manifest = manifest_of(tree.texts)
+    return Snapshot(
+        name=name,
+        id=identity,
+        packages=packages_of(tree.texts, manifest),
+        settings=settings_of(manifest),
+        files=tree.files,
+        layers=layers,
+        cubins=cubins_of(tree.texts),
+        altered=altered_of(tree.texts, tree.files),
+        env=env,
+        labels=labels,
+        manifest=manifest,
+        transient=transient,
+    )
+
+
+def env_of(running: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment of a container's or image's configuration. Pure."""
+    return dict(pair.partition("=")[::2] for pair in running.get("Env") or [])
+
+
+def _file_once(path: Path) -> Open:
+    @contextmanager
+    def opening() -> Iterator[Readable]:
+        with path.open("rb") as stream:
+            yield stream
+        path.unlink()
+
+    return opening
+
+
+def _empty(history: Mapping[str, Any]) -> bool:
+    return bool(history.get("empty_layer"))
