@@ -37,9 +37,11 @@ def run(
     limit_s: float | None = None,
     say: Callable[[str], None] | None = None,
     group: bool = False,
+    stdin: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `command` to its end and return it, whatever its exit status.
 
+    `stdin` is what it may read there.
     `say` gets each line of its stderr as it is written. With `group` an interruption or the time
     limit also ends what the program started: it has GRACE_S to do so itself, as only it knows of
     processes that left its group.
@@ -50,7 +52,7 @@ def run(
             _listening(say) as (heard, ear),
             subprocess.Popen(
                 list(command),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=ear,
                 text=True,
@@ -61,7 +63,7 @@ def run(
             ) as process,
         ):
             try:
-                out, error_text = process.communicate(timeout=limit_s)
+                out, error_text = process.communicate(stdin, timeout=limit_s)
             except BaseException:
                 if group:
                     _end_group(process)
