@@ -32,6 +32,7 @@ from tdstack.assemble.layer import (
     venv_entries,
     write_part,
 )
+from tdstack.assemble.stored import BLOBS, blobs_label, health_check, steps_of
 from tdstack.assemble.tar import Blob
 from tdstack.baseimage import base_blob
 from tdstack.console import Stopwatch
@@ -114,8 +115,8 @@ class Builder:
 
     def _present(self, layer: Layer) -> LayerReport:
         stored = self._engine.image(layer.ref)
-        blobs = _blobs_of(stored.labels) if stored else []
-        parent = len(_blobs_of(self._parent_labels(layer)))
+        blobs = steps_of(stored.labels) if stored else ()
+        parent = len(steps_of(self._parent_labels(layer)))
         sizes = {step.made_by: step.blob.size for step in blobs[parent:]}
         budget = layer.recipe.budget_mb * 1_000_000
         return LayerReport(layer.name, layer.key, "local", sum(sizes.values()), budget, sizes)
@@ -230,7 +231,7 @@ class Builder:
         if present:
             stored = self._engine.image(self._plan.layers[present - 1].ref)
             assert stored is not None
-            return Image(platform, tuple(_blobs_of(stored.labels)), env=stored.env)
+            return Image(platform, steps_of(stored.labels), env=stored.env)
         if self._plan.stack.rootfs is None:
             theirs = self._engine.export(self._plan.stack.base, layout)
             return Image(platform, theirs.steps, env=theirs.env)
@@ -283,10 +284,8 @@ class Builder:
         return image, report
 
     def _finished(self, layer: Layer, image: Image) -> Image:
-        steps = [[s.blob.sha256, s.blob.size, s.made_by] for s in image.steps]
-        labels = {**layer.labels, f"{LABEL}.blobs": json.dumps(steps, separators=(",", ":"))}
-        health = (f"/{PREFIX}/bin/tdstack-verify", "--quick") if layer.name == "kernels" else ()
-        return replace(image, labels=labels, healthcheck=health)
+        labels = {**layer.labels, BLOBS: blobs_label(image.steps)}
+        return replace(image, labels=labels, healthcheck=health_check(layer.name))
 
     def _weigh(self, layer: Layer, own: list[Step]) -> LayerReport:
         sizes = {step.made_by: step.blob.size for step in own}
@@ -343,8 +342,3 @@ def _processes() -> Iterator[ProcessPoolExecutor]:
 
 def _size(part: Part) -> int:
     return sum(wheel.unpacked for wheel in part.wheels)
-
-
-def _blobs_of(labels: object) -> list[Step]:
-    text = labels.get(f"{LABEL}.blobs", "[]") if hasattr(labels, "get") else "[]"
-    return [Step(Blob(sha256, size), made_by) for sha256, size, made_by in json.loads(text)]

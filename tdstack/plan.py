@@ -39,6 +39,7 @@ class Layer:
     """One layer of a plan; every layer is an image of its own, on top of its parent.
 
     `texts` are files that follow from the stack: path without a leading slash -> content.
+    `recipe_digest` is the sha256 over names, modes and bytes of what the checkout brings.
     """
 
     name: LayerName
@@ -50,6 +51,7 @@ class Layer:
     labels: dict[str, str]
     tags: tuple[str, ...]
     texts: Mapping[str, str] = field(default_factory=dict)
+    recipe_digest: str = ""
 
     @property
     def ref(self) -> str:
@@ -109,7 +111,7 @@ def make_plan(stack: Stack, root: Path) -> Plan:
     """
     site = f"{PREFIX}/lib/python{stack.python}/site-packages"
     values = {"site": site, "ptxas": stack.line.ptxas, "driver_floor": stack.line.driver_floor}
-    lock_slice = _digest(slice_of(stack))
+    lock_slice = slice_digest(slice_of(stack))
     layers: list[Layer] = []
     env: dict[str, str] = {}
     for name in LAYER_ORDER:
@@ -126,6 +128,7 @@ def make_plan(stack: Stack, root: Path) -> Plan:
         sources = [root / "images" / name, *(root / t.source for t in recipe.tree)]
         if name == "kernels":
             sources.append(root / "kernels")
+        recipe_digest = tree_digest(sources, root)
         question: dict[str, object] = {
             "format": FORMAT,
             "layer": name,
@@ -133,7 +136,7 @@ def make_plan(stack: Stack, root: Path) -> Plan:
             "python": stack.python,
             "platform": stack.platform,
             "epoch": SOURCE_DATE_EPOCH,
-            "recipe": tree_digest(sources, root),
+            "recipe": recipe_digest,
             "filled": filled.model_dump(mode="json"),
             "packages": [_package_dict(p) for p in packages],
         }
@@ -162,6 +165,7 @@ def make_plan(stack: Stack, root: Path) -> Plan:
                 labels=_labels(stack, name, key, parent, recipe, lock_slice),
                 tags=_tags(stack, key) if name == LAYER_ORDER[-1] else (),
                 texts=texts,
+                recipe_digest=recipe_digest,
             )
         )
     cubins = {arch: len(names) for arch, names in variant_names(root, stack.archs).items()}
@@ -206,6 +210,11 @@ def slice_of(stack: Stack) -> dict[str, object]:
             for name, packages in sorted(stack.packages.items())
         },
     }
+
+
+def slice_digest(slice_: Mapping[str, object]) -> str:
+    """Return the sha256 of a slice of the lock, as the label `io.tdstack.lock-slice` has it."""
+    return _digest(slice_)
 
 
 def short_name(stack: Stack) -> str:

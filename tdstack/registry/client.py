@@ -5,6 +5,7 @@ What comes by digest is compared with it, so that a registry or a proxy cannot p
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Mapping
@@ -125,7 +126,13 @@ class Registry:
         with self.open_blob(repository, descriptor) as reader:
             return reader.read()
 
-    def open_blob(self, repository: Repository, descriptor: Descriptor) -> BlobReader:
+    def open_blob(
+        self,
+        repository: Repository,
+        descriptor: Descriptor,
+        begin: int = 0,
+        seen: hashlib._Hash | None = None,
+    ) -> BlobReader:
         """Return a blob as a stream, a context manager; see BlobReader for what it promises."""
         access = Access(repository.path)
         path = f"{repository.path}/blobs/{descriptor.digest}"
@@ -134,7 +141,8 @@ class Registry:
             headers = {"Range": f"bytes={begin}-"} if begin else {}
             return self._api.open("GET", self._api.url(path), access, headers)
 
-        return BlobReader(descriptor, opener, self._api.patiently, self._progress)
+        patience, progress = self._api.patiently, self._progress
+        return BlobReader(descriptor, opener, patience, progress, begin, seen)
 
     def tags(self, repository: Repository) -> list[str]:
         """Return the repository's tags, sorted; none where there is no such repository."""

@@ -1,0 +1,306 @@
+"""`push`: a plan's layers by key and its final image by tags, without sending anything twice.
+
+Blobs go first, then manifests, then what is attached to them, tags last: a tag never points at
+half an image. What an interrupted push brought there is found by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tdstack.assemble.image import CONFIG_TYPE, Image
+from tdstack.assemble.stored import described
+from tdstack.console import Stopwatch
+from tdstack.engines.base import Engine
+from tdstack.errors import HostError, IntegrityError
+from tdstack.plan import LABEL, Layer, Plan
+from tdstack.registry.client import Registry
+from tdstack.registry.oci import Descriptor, ImageManifest
+from tdstack.registry.reference import Repository
+from tdstack.ship.blobs import Blobs, check_room
+from tdstack.ship.compress import MEDIA_TYPES, Compression, compress
+from tdstack.ship.index import index_of
+from tdstack.ship.names import full_tag, layer_reference, rolling_tags
+from tdstack.ship.records import Records
+from tdstack.ship.resolve import find
+from tdstack.ship.scratch import scratch
+from tdstack.ship.workers import Workers
+from tdstack.wheelhouse.store import Store
+
+if TYPE_CHECKING:
+    from tdstack.attest.keys import Signer
+
+
+@dataclass
+class PushReport:
+    """What a push did. Sizes are in bytes of blobs as they are on the wire, times in seconds.
+
+    `layers` says of each layer whether its image was `present` or `pushed`.
+    """
+
+    ref: str
+    tags: tuple[str, ...]
+    digest: str = ""
+    image_id: str = ""
+    layers: dict[str, str] = field(default_factory=dict)
+    sent: int = 0
+    mounted: int = 0
+    present: int = 0
+    attached: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the report as JSON-ready data."""
+        times = {name: round(value, 2) for name, value in self.seconds.items()}
+        both = {"tags": list(self.tags), "attached": list(self.attached), "seconds": times}
+        return vars(self) | both
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a push goes, and how. `recompress` replaces layers that are there in another form."""
+
+    registry: Registry
+    repository: Repository
+    compression: Compression = "zstd"
+    recompress: bool = False
+    signer: Signer | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A compressed layer and a repository that has it."""
+
+    blob: Descriptor
+    repository: Repository
+
+
+class Pusher:
+    """One push of one plan's images out of one engine."""
+
+    def __init__(
+        self, plan: Plan, engine: Engine, store: Store, target: Target, say: Callable[[str], None]
+    ) -> None:
+        self._plan, self._engine, self._store, self._target = plan, engine, store, target
+        self._say = say
+        self._records = Records(store)
+        self._watch = Stopwatch()
+        self._places: dict[str, _Place] = {}
+        repository = target.repository
+        tags = (full_tag(plan), *rolling_tags(plan))
+        self._report = PushReport(f"{repository}:{tags[0]}", tags)
+
+    def push(self) -> PushReport:
+        """Bring everything into the registry.
+
+        Raises: HostError when the engine lacks the image; IntegrityError when the registry has
+        another image under a layer's key, or the engine's bytes are wrong; UpstreamError.
+        """
+        images = self._images()
+        with self._watch.step("ask"):
+            there = {layer.name: self._there(layer, image) for layer, image in images}
+            absent = self._absent(images)
+        if absent:
+            self._send(images, absent)
+        with self._watch.step("name"):
+            for layer, image in images:
+                if manifest := there[layer.name]:
+                    self._report.layers[layer.name] = "present"
+                    self._attach(self._target.repository.child(layer.name), manifest, None)
+                else:
+                    self._name_layer(layer, image)
+                    self._report.layers[layer.name] = "pushed"
+            self._name_final(images[-1][1])
+        self._report.seconds = self._watch.seconds
+        return self._report
+
+    def _images(self) -> list[tuple[Layer, Image]]:
+        """Return the plan's images in the engine, from the bottom up; the final one is last."""
+        found = []
+        for layer in self._plan.layers:
+            stored = self._engine.image(layer.ref)
+            if stored is None or stored.labels.get(f"{LABEL}.key") != layer.key:
+                if layer is self._plan.final:
+                    raise HostError(
+                        "the image of this plan is not in the engine",
+                        where=layer.ref,
+                        remedy="run `invoke build` with the same options first",
+                    )
+                self._say(f"  {layer.name:8} not in the engine; pushed as a part of the next one")
+                continue
+            found.append((layer, described(stored, layer.ref, self._plan.stack.platform)))
+        return found
+
+    def _there(self, layer: Layer, image: Image) -> Descriptor | None:
+        """Return the manifest of the layer's image if the registry has just that one."""
+        target = self._target
+        reference = layer_reference(target.repository, layer)
+        found = find(target.registry, reference, self._plan.stack.platform)
+        if found is None:
+            return None
+        descriptor, manifest = found
+        if manifest.config.digest != f"sha256:{image.id}":
+            if target.force:
+                return None
+            raise IntegrityError(
+                "the registry has another image under this layer's key",
+                where=str(reference),
+                expected=f"image id {image.id[:12]}, the engine's",
+                got=f"image id {manifest.config.sha256[:12]}",
+                remedy="find out which of them is right (versions of mmdebstrap, apt and dpkg "
+                "other than the lock's give other bytes); --force replaces the registry's",
+            )
+        wanted = MEDIA_TYPES[target.compression]
+        pairs = list(zip(image.steps, manifest.layers, strict=True))
+        if target.recompress and any(blob.media_type != wanted for _, blob in pairs):
+            return None
+        for step, blob in pairs:
+            self._places.setdefault(step.blob.digest, _Place(blob, reference.repository))
+        return descriptor
+
+    def _absent(self, images: list[tuple[Layer, Image]]) -> list[str]:
+        """Return the diff ids that no repository has, as far as is known, from the bottom up."""
+        absent = []
+        for layer, image in images:
+            repository = self._target.repository.child(layer.name)
+            for step in image.steps:
+                diff_id = step.blob.digest
+                if diff_id in self._places or diff_id in absent:
+                    continue
+                blob = self._records.get(diff_id, self._target.compression)
+                if blob and self._target.registry.has_blob(repository, blob.digest):
+                    self._places[diff_id] = _Place(blob, repository)
+                    self._report.present += blob.size
+                else:
+                    absent.append(diff_id)
+        return absent
+
+    def _send(self, images: list[tuple[Layer, Image]], absent: list[str]) -> None:
+        homes = {
+            step.blob.digest: self._target.repository.child(layer.name)
+            for layer, image in reversed(images)
+            for step in image.steps
+        }
+        layer = next(
+            layer for layer, image in images if set(absent) <= {s.blob.digest for s in image.steps}
+        )
+        with ExitStack() as stack:
+            layout = stack.enter_context(
+                scratch(self._store, self._engine, "push", self._plan.final.key)
+            )
+            check_room(
+                self._store.root,
+                sum(step.blob.size for step in dict(images)[layer].steps),
+                "for the image on its way",
+            )
+            with self._watch.step("export"):
+                self._say(f"  reading {layer.ref} out of {self._engine.name}")
+                self._engine.export(layer.ref, layout)
+            folder = layout / "blobs" / "sha256"
+            for path in folder.iterdir():  # only what is sent needs the room
+                if f"sha256:{path.name}" not in absent:
+                    path.unlink()
+            workers = stack.enter_context(Workers())
+            sending: list[Future[None]] = []
+            for diff_id in absent:
+                with self._watch.step("compress"):
+                    made, blob = self._compress(folder, diff_id)
+                sending.append(workers.submit(self._send_one, made, blob, homes[diff_id], diff_id))
+                if len(sending) > 2:
+                    sending[-3].result()  # or compressed layers would pile up on the disk
+            with self._watch.step("send"):
+                for future in sending:
+                    future.result()
+
+    def _compress(self, folder: Path, diff_id: str) -> tuple[Path, Descriptor]:
+        source = folder / diff_id.removeprefix("sha256:")
+        made = source.with_suffix(".packed")
+        with source.open("rb") as stream, made.open("wb") as out:
+            packed = compress(stream, out, self._target.compression, diff_id)
+        source.unlink()
+        blob = Descriptor(packed.media_type, packed.digest, packed.size)
+        self._records.put(diff_id, self._target.compression, blob)
+        return made, blob
+
+    def _send_one(self, made: Path, blob: Descriptor, home: Repository, diff_id: str) -> None:
+        if self._target.registry.put_blob(home, made, blob):
+            self._report.sent += blob.size
+        else:
+            self._report.present += blob.size
+        made.unlink()
+        self._places[diff_id] = _Place(blob, home)
+        self._say(f"  sent {blob.size / 1e6:9,.1f} MB  {blob.digest[7:19]} to {home.path}")
+
+    def _name_layer(self, layer: Layer, image: Image) -> None:
+        reference = layer_reference(self._target.repository, layer)
+        manifest = self._manifest(reference.repository, image)
+        self._attach(reference.repository, manifest, None)
+        document = self._target.registry.document(reference.repository, manifest.digest)
+        assert document is not None
+        self._target.registry.put_document(reference.repository, reference.tag, document)
+        self._say(f"  {layer.name:8} {reference}")
+
+    def _name_final(self, image: Image) -> None:
+        target, platform = self._target, self._plan.stack.platform
+        repository = target.repository
+        manifest = self._manifest(repository, image)
+        self._report.digest, self._report.image_id = manifest.digest, image.id
+        self._report.attached = self._attach(repository, manifest, self._plan)
+        full, *rolling = self._report.tags
+        target.registry.put_document(repository, full, index_of(manifest, platform).document())
+        for tag in rolling:
+            before = target.registry.document(repository, tag)
+            index = index_of(manifest, platform, before).document()
+            if before is None or before.digest != index.digest:
+                target.registry.put_document(repository, tag, index)
+
+    def _manifest(self, repository: Repository, image: Image) -> Descriptor:
+        """Make a repository hold an image; return its manifest's descriptor."""
+        for step in image.steps:
+            self._bring(repository, self._places[step.blob.digest])
+        data = image.config()
+        config = Descriptor.of(data, CONFIG_TYPE)
+        self._target.registry.put_blob(repository, data, config)
+        blobs = tuple(self._places[step.blob.digest].blob for step in image.steps)
+        document = ImageManifest(config, blobs).document()
+        self._target.registry.put_document(repository, document.digest, document)
+        return document.descriptor()
+
+    def _bring(self, repository: Repository, place: _Place) -> None:
+        """Mount a blob from the repository that has it, or carry it over where that is refused."""
+        registry, blob = self._target.registry, place.blob
+        if place.repository == repository:
+            return
+        if registry.has_blob(repository, blob.digest):
+            self._report.present += blob.size
+            return
+        try:
+            registry.put_blob(repository, self._store.root / "no-such-file", blob, place.repository)
+            self._report.mounted += blob.size
+        except FileNotFoundError:
+            carried = Blobs(registry, self._store)
+            registry.put_blob(repository, carried.get(place.repository, blob), blob)
+            carried.forget()
+            self._report.sent += blob.size
+
+    def _attach(
+        self, repository: Repository, manifest: Descriptor, plan: Plan | None
+    ) -> tuple[str, ...]:
+        if plan is None and self._target.signer is None:
+            return ()
+        from tdstack.attest.attach import attach
+
+        return attach(
+            self._target.registry,
+            repository,
+            manifest,
+            plan=plan,
+            signer=self._target.signer,
+            engine=self._engine.describe(),
+        )

@@ -1,0 +1,197 @@
+"""`invoke push` and `invoke pull`: options in, reports out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tdstack.console import Stopwatch, emit_json, megabytes, say, table, warn
+from tdstack.engines.base import Engine
+from tdstack.engines.choose import choose_engine
+from tdstack.errors import IntegrityError, UpstreamError, UsageError
+from tdstack.fork.model import ForkSource
+from tdstack.plan import Plan
+from tdstack.registry.client import registry_of
+from tdstack.registry.reference import parse_repository
+from tdstack.ship.cache import layers_in_registry, take_layers
+from tdstack.ship.compress import compression_of
+from tdstack.ship.inventory import inventory
+from tdstack.ship.prune import decide
+from tdstack.ship.pull import Puller, PullReport
+from tdstack.ship.push import Pusher, PushReport, Target
+from tdstack.ship.remote import Source
+from tdstack.stack import Request
+from tdstack.verbs import pinned_base, verify_image
+from tdstack.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tdstack.attest.keys import PublicKey, Signer
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """How to push: `compression` and `sign` may be empty."""
+
+    registry: str
+    sign: str = ""
+    compression: str = ""
+    force: bool = False
+
+
+def push(
+    workspace: Workspace,
+    request: Request,
+    source: ForkSource,
+    engine: str,
+    options: PushOptions,
+    *,
+    as_json: bool,
+) -> PushReport:
+    """Bring the images of a plan from the engine into a registry."""
+    repository = parse_repository(_registry(options.registry))
+    compression = compression_of(options.compression or "zstd")
+    signer = _signer(options.sign)
+    choice = choose_engine(engine)
+    say(f"engine: {choice.reason}")
+    made = _whole_plan(workspace, request, source, choice.engine)
+    target = Target(
+        registry_of(repository),
+        repository,
+        compression,
+        recompress=bool(options.compression),
+        signer=signer,
+        force=options.force,
+    )
+    report = Pusher(made, choice.engine, workspace.store, target, say).push()
+    if as_json:
+        emit_json(report.as_dict())
+    say(f"{report.ref}@{report.digest}, image id {report.image_id[:12]}")
+    say(
+        f"sent {megabytes(report.sent)}, mounted {megabytes(report.mounted)}, "
+        f"present {megabytes(report.present)}; tags {', '.join(report.tags)}"
+    )
+    return report
+
+
+def pull(
+    workspace: Workspace,
+    request: Request,
+    source: ForkSource,
+    engine: str,
+    *,
+    registry: str,
+    key: str,
+    force: bool,
+    as_json: bool,
+) -> PullReport:
+    """Bring the final image of a plan from a registry into the engine, and check it."""
+    repository = parse_repository(_registry(registry))
+    keys = _keys(key)
+    choice = choose_engine(engine)
+    say(f"engine: {choice.reason}")
+    made = _whole_plan(workspace, request, source, choice.engine)
+    for note in made.stack.notes:
+        warn(note)
+    place = Source(registry_of(repository), repository, made.stack.platform, keys)
+    puller = Puller(
+        made,
+        place,
+        choice.engine,
+        workspace.store,
+        lambda ref: verify_image(choice.engine, ref),
+        say,
+        warn,
+        force,
+    )
+    report = puller.pull()
+    if as_json:
+        emit_json(report.as_dict())
+    signed = f", signed by {report.signed_by}" if report.signed_by else ", no signature asked for"
+    if report.source == "local":
+        say(f"{report.ref} is there already, image id {report.image_id[:12]}{signed}")
+    else:
+        say(
+            f"{report.ref}, image id {report.image_id[:12]}, {megabytes(report.size)} unpacked, "
+            f"{megabytes(report.fetched)} fetched, {report.checks} checks passed{signed}"
+        )
+    return report
+
+
+def prune(registry: str, keep: Sequence[str], *, yes: bool, as_json: bool) -> None:
+    """Show what no rolling tag reaches, or with `yes` delete it."""
+    repository = parse_repository(_registry(registry))
+    client = registry_of(repository)
+    found = decide(inventory(client, repository), repository, keep)
+    rows = [
+        [one.name, "attached" if one.subject else "image", one.digest[7:19]] for one in found.goes
+    ]
+    table(f"nothing reaches these in {repository}", ["name", "kind", "digest"], rows)
+    if yes:
+        for one in found.goes:
+            client.delete(one.repository, one.digest)
+    if as_json:
+        emit_json(
+            {
+                "deleted": yes,
+                "goes": [
+                    {"name": one.name, "digest": one.digest, "tags": list(one.tags)}
+                    for one in found.goes
+                ],
+                "stays": len(found.stays),
+                "freed_bytes": found.freed,
+            }
+        )
+    done = "deleted" if yes else "would delete"
+    say(f"{done} {len(found.goes)} manifests; {len(found.stays)} stay")
+    say(
+        f"the registry's garbage collection {'frees' if yes else 'would free'} "
+        f"{megabytes(found.freed)}"
+    )
+    if not yes and found.goes:
+        say("dry run: --yes deletes them")
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """A registry that a build or a plan asks for layers. It may fail: then layers are built."""
+
+    source: Source
+
+    @staticmethod
+    def of(registry: str, key: str, platform: str) -> LayerCache | None:
+        """Return the cache that the options or the environment name, or None.
+
+        Raises: UsageError.
+        """
+        name = registry or os.environ.get("TDSTACK_REGISTRY", "")
+        if not name:
+            return None
+        repository = parse_repository(name)
+        return LayerCache(Source(registry_of(repository), repository, platform, _keys(key)))
+
+    def count(self, plan: Plan) -> int:
+        """Return how many layers the registry has; none, with a warning, where it fails."""
+        return self._unless_away(lambda: layers_in_registry(plan, self.source), 0)
+
+    def take(
+        self, plan: Plan, engine: Engine, workspace: Workspace, present: int, watch: Stopwatch
+    ) -> int:
+        """Bring layers above the lowest `present`; return how many are in the engine then."""
+        store = workspace.store
+        return self._unless_away(
+            lambda: take_layers(plan, self.source, engine, store, present, say, watch), present
+        )
+
+    def _unless_away(self, ask: Callable[[], int], otherwise: int) -> int:
+        try:
+            return ask()
+        except UpstreamError as error:
+            warn(f"no layers from {self.source.repository}, they are built: {error.what}")
+            for text in (error.where, error.got, error.remedy):
+                say(f"  {text}") if text else None
+            return otherwise
+        except IntegrityError as error:
+            remedy = "a build without --registry (and TDSTACK_REGISTRY) does not ask it"
+            raise replace_remedy(error, remedy) from error
