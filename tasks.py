@@ -408,13 +408,16 @@ def diff(
     a: str,
     b: str,
     engine: str = "auto",
+    platform: str = "linux/amd64",
     files: bool = False,
     json: bool = False,
 ) -> None:
     """Compare two images, archives, locks or containers: packages, files, layers, cubins."""
     from tdstack.diff.verb import diff_verb
 
-    diff_verb(Workspace.here(), a, b, engine=engine, all_files=files, as_json=json)
+    diff_verb(
+        Workspace.here(), a, b, engine=engine, platform=platform, all_files=files, as_json=json
+    )
 
 
 @verb

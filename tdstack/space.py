@@ -38,19 +38,3 @@ def check_space(sizes: Mapping[LayerName, list[int]], cache: Path, storage: Path
                 got=f"{free / 1e9:.1f} GB free",
                 remedy="free some space, or set TDSTACK_CACHE to a folder on a larger disk",
             )
-
-
-def check_free(folder: Path, need: int, what: str) -> None:
-    """Compare what is about to be written with what is free. `need` is in bytes.
-
-    Raises: HostError saying for what the room would be.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise HostError(
-            f"not enough disk space for {what}",
-            where=str(folder),
-            expected=f"{need / 1e9:.1f} GB free",
-            got=f"{free / 1e9:.1f} GB free",
-            remedy="free some space, or set TDSTACK_CACHE to a folder on a larger disk",
-        )

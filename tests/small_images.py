@@ -73,6 +73,7 @@ def locked_entries(stack: Stack) -> list[Entry]:
     entries = [
         from_bytes("var/lib/dpkg/status", status.encode()),
         from_bytes(f"{PREFIX}/manifest.json", manifest),
+        Entry("home/tdstack", "folder", 0o755),
     ]
     for package in stack.all_packages():
         entries.append(metadata(package.name, package.version))

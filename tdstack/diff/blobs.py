@@ -2,47 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import zstandard
-
-from tdstack.diff.tree import Readable
 from tdstack.errors import IntegrityError, UsageError
-
-INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
-# Documents of an image are some kB; what is larger is no document.
-MOST_DOCUMENT = 16_000_000
-
-
-class Decompressed:
-    """The uncompressed bytes of a layer, whatever its media type says it is packed with."""
-
-    def __init__(self, stream: Readable | IO[bytes], media_type: str) -> None:
-        self._type = media_type
-        self._stream: Readable | IO[bytes] = stream
-        if media_type.endswith("+zstd"):
-            reader = zstandard.ZstdDecompressor().stream_reader(
-                stream,  # type: ignore[arg-type]
-                read_across_frames=True,
-            )
-            self._stream = reader
-        elif media_type.endswith(("+gzip", ".gzip")):
-            self._stream = gzip.GzipFile(fileobj=stream)  # type: ignore[arg-type]
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Return up to `size` bytes. Raises: IntegrityError for bytes that cannot be unpacked."""
-        try:
-            return self._stream.read(size)
-        except (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise IntegrityError(
-                "a layer cannot be decompressed", where=self._type, got=str(error)
-            ) from error
+from tdstack.registry.oci import MAX_DOCUMENT, parse_json
+from tdstack.ship.compress import Readable, decompressed
 
 
 class Chunks:
@@ -62,6 +29,11 @@ class Chunks:
         end = len(self._rest) if size < 0 else size
         piece, self._rest = self._rest[:end], self._rest[end:]
         return piece
+
+
+def layer_tar(stream: Readable, media_type: str) -> Chunks:
+    """Return the uncompressed bytes of a layer, whatever its media type says it is packed with."""
+    return Chunks(decompressed(stream, media_type))
 
 
 class OciArchive:
@@ -120,17 +92,8 @@ class OciArchive:
         return self._open(f"blobs/{digest.replace(':', '/')}")
 
     def _document(self, name: str) -> dict[str, Any]:
-        try:
-            found = json.loads(self._open(name).read(MOST_DOCUMENT))
-        except ValueError as error:
-            raise IntegrityError(
-                "a document of the archive is no JSON", where=f"{self._path}: {name}"
-            ) from error
-        if not isinstance(found, dict):
-            raise IntegrityError(
-                "a document of the archive is no object", where=f"{self._path}: {name}"
-            )
-        return found
+        data = self._open(name).read(MAX_DOCUMENT)
+        return dict(parse_json(data, f"{self._path}: {name}"))
 
     def _open(self, name: str) -> IO[bytes]:
         member = self._members.get(name)

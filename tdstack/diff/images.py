@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdstack.diff.blobs import Decompressed, OciArchive
+from tdstack.diff.blobs import OciArchive, layer_tar
 from tdstack.diff.facts import (
     altered_of,
     cubins_of,
@@ -19,10 +19,15 @@ from tdstack.diff.facts import (
     wanted,
 )
 from tdstack.diff.model import LayerFact, Snapshot
-from tdstack.diff.tree import Readable, Tree
+from tdstack.diff.tree import Tree
 from tdstack.engines.base import Engine
 from tdstack.errors import IntegrityError, UsageError
-from tdstack.space import check_free
+from tdstack.registry.client import registry_of
+from tdstack.registry.oci import Descriptor, parse_json
+from tdstack.registry.reference import parse_reference
+from tdstack.ship.blobs import check_room
+from tdstack.ship.compress import Readable
+from tdstack.ship.resolve import resolve
 from tdstack.wheelhouse.store import Store
 
 Open = Callable[[], AbstractContextManager[Readable]]
@@ -59,7 +64,7 @@ def engine_image(engine: Engine, ref: str, store: Store) -> ImageSource:
 
     def snapshot() -> Snapshot:
         # The engine can only give all layers at once; on the disk they lie until they are read.
-        check_free(store.work(), 2 * stored.size, f"the layers of {ref}")
+        check_room(store.work(), 2 * stored.size, f"for the layers of {ref}")
         with tempfile.TemporaryDirectory(prefix="diff-", dir=store.work()) as folder:
             layout = Path(folder, "layout")
             image = engine.export(ref, layout)
@@ -87,7 +92,7 @@ def archive_image(path: Path) -> ImageSource:
                 @contextmanager
                 def opening() -> Iterator[Readable]:
                     with archive.blob(descriptor["digest"]) as stream:
-                        yield Decompressed(stream, descriptor["mediaType"])
+                        yield layer_tar(stream, descriptor["mediaType"])
 
                 return opening
 
@@ -98,6 +103,34 @@ def archive_image(path: Path) -> ImageSource:
             )
 
     return ImageSource(str(path), identity, snapshot)
+
+
+def registry_image(text: str, platform: str) -> ImageSource:
+    """Return an image in a registry; its layers are read as they come, and kept nowhere.
+
+    Raises: UsageError for a malformed name; UpstreamError; IntegrityError.
+    """
+    reference = parse_reference(text)
+    registry, repository = registry_of(reference.repository), reference.repository
+    _, manifest = resolve(registry, reference, platform)
+
+    def opened(blob: Descriptor) -> Open:
+        @contextmanager
+        def opening() -> Iterator[Readable]:
+            with registry.open_blob(repository, blob) as stream:
+                yield layer_tar(stream, blob.media_type)
+
+        return opening
+
+    def snapshot() -> Snapshot:
+        data = registry.get_blob(repository, manifest.config)
+        config = parse_json(data, "the image's configuration")
+        layers = layer_streams(config, [opened(blob) for blob in manifest.layers])
+        running = config.get("config") or {}
+        labels = running.get("Labels") or {}
+        return read_image(text, manifest.config.sha256, layers, env_of(running), labels)
+
+    return ImageSource(text, manifest.config.sha256, snapshot)
 
 
 def layer_streams(config: Mapping[str, Any], opens: Sequence[Open]) -> list[LayerStream]:

@@ -9,23 +9,16 @@ import hashlib
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import IO, Protocol
+from typing import IO
 
 from tdstack.assemble.tar import CHUNK
 from tdstack.diff.model import FileFact, Kind
 from tdstack.errors import IntegrityError
+from tdstack.ship.compress import Readable
 
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 # Of the texts that are kept the largest is the database of Debian's packages, some MB.
 MOST_TEXT = 64_000_000
-
-
-class Readable(Protocol):
-    """Bytes that are read once, from the first to the last."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Return up to `size` bytes; none at the end."""
-        ...
 
 
 class Tree:

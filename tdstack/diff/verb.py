@@ -7,7 +7,7 @@ from functools import cached_property
 from tdstack.console import emit_json
 from tdstack.diff.compare import Difference, compare
 from tdstack.diff.containers import container
-from tdstack.diff.images import ImageSource, archive_image, engine_image
+from tdstack.diff.images import ImageSource, archive_image, engine_image, registry_image
 from tdstack.diff.locks import beside_the_lock, lock_for, lock_of_revision, read_lock, whole_lock
 from tdstack.diff.model import Snapshot
 from tdstack.diff.show import show
@@ -29,14 +29,21 @@ from tdstack.workspace import Workspace
 
 
 def diff_verb(
-    workspace: Workspace, a: str, b: str, *, engine: str, all_files: bool, as_json: bool
+    workspace: Workspace,
+    a: str,
+    b: str,
+    *,
+    engine: str,
+    platform: str,
+    all_files: bool,
+    as_json: bool,
 ) -> Difference:
     """Show what differs from `a` to `b`.
 
     Raises: UsageError for a side that names nothing; IntegrityError for one that is not whole;
     CheckFailed, with the difference, when the sides differ.
     """
-    reader = Reader(workspace, engine)
+    reader = Reader(workspace, engine, platform)
     found = reader.difference(parse_side(a, "A"), parse_side(b, "B"))
     show(found, all_files=all_files)
     if not found.equal:
@@ -49,8 +56,8 @@ def diff_verb(
 class Reader:
     """Reads sides; the engine is chosen when a side first needs one."""
 
-    def __init__(self, workspace: Workspace, engine: str) -> None:
-        self._workspace, self._wanted = workspace, engine
+    def __init__(self, workspace: Workspace, engine: str, platform: str) -> None:
+        self._workspace, self._wanted, self._platform = workspace, engine, platform
 
     @cached_property
     def _engine(self) -> Engine:
@@ -92,7 +99,7 @@ class Reader:
         if isinstance(side, Container):
             return container(self._engine, side.name)
         assert isinstance(side, RegistryImage)
-        raise NotImplementedError
+        return registry_image(side.ref, self._platform)
 
     def _lock(self, side: Side) -> tuple[str, Lock]:
         if isinstance(side, LockFile):
