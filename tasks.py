@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import signal
 import sys
 from collections.abc import Callable
@@ -35,6 +36,7 @@ HELP = {
     "prefix": "the folder of a Python environment, such as a venv",
     "engine": "auto (default), buildah or docker",
     "output": "also write the image to this file, as an OCI archive",
+    "key": "public key(s) that must have signed: FILE[:FILE...] (default: $TDSTACK_KEY)",
     "json": "machine-readable result on stdout",
     "dry": "no side effects",
 }
@@ -69,7 +71,25 @@ def verb(function: Callable[..., None]) -> Any:
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
     helps = {name: HELP[name] for name in names if name in HELP}
     iterable = [name for name in names if name in ("arch", "merge", "compare")]
-    return task(help={**helps, **getattr(function, "helps", {})}, iterable=iterable)(wrapped)
+    help_texts = {**helps, **getattr(function, "helps", {})}
+    named = ["ref"] if "ref" in names and named_after(function.__name__) else []
+    if named:
+        # Only an argument without a default is taken from its place.
+        given = inspect.signature(function)
+        bare = [
+            p.replace(default=None) if p.name in named else p for p in given.parameters.values()
+        ]
+        wrapped.__signature__ = given.replace(parameters=bare)  # type: ignore[attr-defined]
+    return task(help=help_texts, iterable=iterable, positional=named)(wrapped)
+
+
+def named_after(word: str) -> bool:
+    """Return whether the command line names something right after the verb `word`.
+
+    Invoke has no positional argument that may be left out: it is one when it is there.
+    """
+    following = sys.argv[sys.argv.index(word) + 1 :] if word in sys.argv else []
+    return bool(following) and not following[0].startswith("-")
 
 
 def tidy_up_when_ended() -> None:
@@ -296,12 +316,19 @@ def compile(
 
 @verb
 @helps(
+    ref="an image, right after the verb: HOST/PATH:TAG in a registry, or one of the engine",
     triton="what must be there: distributed or stock (default: what there are traces of)",
     fix="mend what can be mended safely",
-    deep="with a manifest: read every file's sha256",
+    deep="with a manifest: read every file's sha256; of an image in a registry: every layer's",
+    platform="of an image in a registry: linux/amd64 (default) or linux/arm64",
+    engine="of an image in an engine: auto (default), buildah or docker",
 )
 def verify(
     c: Context,
+    ref: str = "",
+    key: str = "",
+    platform: str = "linux/amd64",
+    engine: str = "auto",
     prefix: str = "",
     wheel: str = "",
     incomplete: bool = False,
@@ -310,9 +337,26 @@ def verify(
     deep: bool = False,
     json: bool = False,
 ) -> None:
-    """Check an environment's Triton and NVSHMEM (--prefix), or a wheel alone (--wheel)."""
+    """Check an image (REF), an environment (--prefix) or a Triton-distributed wheel (--wheel)."""
+    if ref:
+        from tdstack.attest.examine import Options
+        from tdstack.attest.keys import public_keys_of
+        from tdstack.attest.verbs import is_local, verify_reference
+
+        if prefix or wheel or triton or fix or incomplete:
+            raise UsageError(
+                "an image is checked with --key, --platform, --engine and --deep alone",
+                where="invoke verify REF",
+                remedy="leave the image out to check an environment or a wheel",
+            )
+        keys = () if is_local(ref) and not key else public_keys_of(key)
+        options = Options(keys, platform, deep)
+        verify_reference(Workspace.here(), ref, options, engine=engine, as_json=json)
+        return
     from tdstack.fork_verbs import inspect_wheel, verify_verb
 
+    if key:
+        raise UsageError("environments are not signed", where="--key", expected="an image: REF")
     source = ForkSource(wheel, incomplete)
     if wheel and not prefix:
         inspect_wheel(Workspace.here(), source, as_json=json)
@@ -323,6 +367,39 @@ def verify(
         )
     here = Workspace.here()
     verify_verb(here, prefix, triton, source, fix=fix, deep=deep, as_json=json)
+
+
+@verb
+@helps(
+    image="of this image instead of a plan: HOST/PATH:TAG in a registry, or one of the engine",
+    out="write it to this file (default: stdout)",
+)
+def sbom(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    platform: str = "linux/amd64",
+    arch: list[str] | None = None,
+    python: str = "",
+    base: str = "rootfs",
+    cpython: str = "",
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    image: str = "",
+    engine: str = "auto",
+    out: str = "",
+) -> None:
+    """Print the bill of materials of a plan or an image, as CycloneDX JSON."""
+    from tdstack.attest.verbs import sbom_verb
+
+    workspace = Workspace.here(wheelhouse)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
+    request = workspace.request(asked, cpython)
+    sbom_verb(
+        workspace, request, ForkSource(wheel, incomplete), image=image, engine=engine, out=out
+    )
 
 
 @verb

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tdstack.attest import dsse, provenance, sbom
 from tdstack.attest.artifacts import Attachment, put_attachment
-from tdstack.attest.check import check_sbom, check_statement, read_attested
+from tdstack.attest.check import check_sbom, check_statement, read_provenance, read_sbom
 from tdstack.attest.contents import contents_of
 from tdstack.attest.inside import Inside
 from tdstack.attest.keys import Signer
@@ -105,9 +105,10 @@ def _attested(
     keys = [signer.public] if signer else []
     contents = contents_of(inside.slice, inside.kernels, _rootfs(plan))
     try:
-        held = read_attested(registry, repository, image, keys)
-        check_statement(held.statement, image.digest, contents, where)
-        check_sbom(held.sbom, image.digest, contents, where)
+        statement = read_provenance(registry, repository, image, keys)[0]
+        check_statement(statement, image.digest, contents, where)
+        bill = read_sbom(registry, repository, image, statement)
+        check_sbom(bill, image.digest, contents, where)
     except IntegrityError:
         return False  # absent, somebody else's or damaged: ours are attached beside them
     return True

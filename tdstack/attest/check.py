@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tdstack.attest import dsse, provenance, sbom
@@ -19,36 +18,16 @@ from tdstack.registry.client import Registry
 from tdstack.registry.oci import Descriptor
 from tdstack.registry.reference import Repository
 
-__all__ = ["Attested", "check_sbom", "check_signature", "check_statement", "read_attested"]
+__all__ = [
+    "check_sbom",
+    "check_signature",
+    "check_statement",
+    "read_provenance",
+    "read_sbom",
+]
 
 SHOWN = 5
 PUSH = "push the image again with its attachments"
-
-
-@dataclass(frozen=True)
-class Attested:
-    """What is attached to an image: its provenance, who signed that, and the bill of materials.
-
-    `signed_by` is a fingerprint; empty when no key was given to check with.
-    """
-
-    statement: Statement
-    signed_by: str
-    sbom: bytes
-
-
-def read_attested(
-    registry: Registry, repository: Repository, image: Descriptor, keys: Sequence[PublicKey]
-) -> Attested:
-    """Return an image's provenance, signed by one of `keys` if there are any, and its bill.
-
-    The bill is the one that the provenance names by its sha256, so that one signature is over
-    both.
-    Raises: IntegrityError when one of them is not there, not signed by these keys, altered, or
-    of another image; UpstreamError.
-    """
-    statement, signed_by = _provenance(registry, repository, image, keys)
-    return Attested(statement, signed_by, _sbom(registry, repository, image, statement))
 
 
 def check_statement(statement: Statement, digest: str, contents: Contents, where: str) -> None:
@@ -109,9 +88,15 @@ def check_sbom(data: bytes, digest: str, contents: Contents, where: str) -> int:
     return len(components)
 
 
-def _provenance(
+def read_provenance(
     registry: Registry, repository: Repository, image: Descriptor, keys: Sequence[PublicKey]
 ) -> tuple[Statement, str]:
+    """Return an image's provenance, and the fingerprint of the one of `keys` that signed it.
+
+    Without keys the fingerprint is empty, and nobody vouches for what the statement says.
+    Raises: IntegrityError when it is not there, not signed by these keys, altered, or of another
+    image; UpstreamError.
+    """
     where = f"{repository}@{image.digest}: provenance"
     refused: IntegrityError | None = None
     types = [dsse.MEDIA_TYPE, provenance.MEDIA_TYPE]
@@ -154,9 +139,14 @@ def _payload(blob: bytes, signed: bool, keys: Sequence[PublicKey], where: str) -
     return payload, key.fingerprint
 
 
-def _sbom(
+def read_sbom(
     registry: Registry, repository: Repository, image: Descriptor, statement: Statement
 ) -> bytes:
+    """Return the bill of materials that a provenance names by its sha256.
+
+    So one signature is over both.
+    Raises: IntegrityError when it is not there, or another one is; UpstreamError.
+    """
     where = f"{repository}@{image.digest}: bill of materials"
     got = []
     for manifest in attached(registry, repository, image.digest, [sbom.MEDIA_TYPE]):

@@ -41,19 +41,21 @@ _TYPES: Mapping[Kind, ComponentType] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What the bill is of. `digest` is the image's (`sha256:<hex>`), empty for a plan.
+    """What the bill is of: an image in a registry, one in an engine, or a plan.
 
-    `tag` is the full tag; `key` the content key of the last layer.
+    `tag` is the full tag; `key` the content key of the last layer. `digest` is that of the
+    manifest in the registry (`sha256:<hex>`), `image_id` the hex digits of that in the engine.
     """
 
     tag: str
     key: str
     digest: str = ""
+    image_id: str = ""
 
     @property
     def serial(self) -> UUID:
         """Return the serial number: the same image, the same number."""
-        return uuid5(NAMESPACE, self.digest or self.key)
+        return uuid5(NAMESPACE, self.digest or self.image_id or self.key)
 
 
 def render_sbom(
@@ -92,6 +94,7 @@ def _image(contents: Contents, subject: Subject) -> Component:
         "archs": ",".join(slice_.archs),
         "driver": f">={slice_.driver_floor}",
         "key": subject.key,
+        "image-id": subject.image_id,
         "lock-slice": slice_.digest,
     }
     purl = PackageURL("oci", None, "tdstack", subject.digest) if subject.digest else None
