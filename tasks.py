@@ -80,7 +80,8 @@ def verb(function: Callable[..., None]) -> Any:
             p.replace(default=None) if p.name in named else p for p in given.parameters.values()
         ]
         wrapped.__signature__ = given.replace(parameters=bare)  # type: ignore[attr-defined]
-    return task(help=help_texts, iterable=iterable, positional=named)(wrapped)
+    # None: Invoke takes every argument without a default from its place.
+    return task(help=help_texts, iterable=iterable, positional=named or None)(wrapped)
 
 
 def named_after(word: str) -> bool:
@@ -320,6 +321,7 @@ def compile(
     triton="what must be there: distributed or stock (default: what there are traces of)",
     fix="mend what can be mended safely",
     deep="with a manifest: read every file's sha256; of an image in a registry: every layer's",
+    rebuild="build this image again from the lock, and compare every byte",
     platform="of an image in a registry: linux/amd64 (default) or linux/arm64",
     engine="of an image in an engine: auto (default), buildah or docker",
 )
@@ -335,9 +337,28 @@ def verify(
     triton: str = "",
     fix: bool = False,
     deep: bool = False,
+    rebuild: str = "",
     json: bool = False,
 ) -> None:
     """Check an image (REF), an environment (--prefix) or a Triton-distributed wheel (--wheel)."""
+    if rebuild:
+        from tdstack.diff.rebuild import rebuild_verb
+
+        if ref or prefix or triton or fix or deep or key:
+            raise UsageError(
+                "a rebuild is a check of its own",
+                where="--rebuild",
+                expected="--rebuild REF with --engine, --platform, --wheel and --incomplete alone",
+            )
+        rebuild_verb(
+            Workspace.here(),
+            rebuild,
+            ForkSource(wheel, incomplete),
+            engine=engine,
+            platform=platform,
+            as_json=json,
+        )
+        return
     if ref:
         from tdstack.attest.examine import Options
         from tdstack.attest.keys import public_keys_of

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tdstack.assemble.entries import Entry, arrange, from_bytes
 from tdstack.assemble.image import Image, Step, write_archive, write_layout
-from tdstack.assemble.tar import write_tar
+from tdstack.assemble.tar import Blob, write_tar
 from tdstack.engines.base import Engine
 from tdstack.lock.model import Lock
 from tdstack.plan import PREFIX, slice_of
 from tdstack.stack import Request, Stack, make_stack
+from tdstack.wheelhouse.store import sha256_of
 
 SITE = f"{PREFIX}/lib/python3.11/site-packages"
 Layers = Mapping[str, Sequence[Entry]]
@@ -83,3 +85,32 @@ def locked_entries(stack: Stack) -> list[Entry]:
 def metadata(name: str, version: str, site: str = SITE) -> Entry:
     text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\nText.\n"
     return from_bytes(f"{site}/{name}-{version}.dist-info/METADATA", text.encode())
+
+
+def plant(engine: Engine, ref: str, path: str, planted: str, folder: Path) -> int:
+    """Make `planted` of `ref` with one byte of a file changed; return the byte's offset.
+
+    The image keeps its labels, so that it claims to be what it was made of.
+    """
+    layout = folder / "layout"
+    image = engine.export(ref, layout)
+    blobs = layout / "blobs" / "sha256"
+    for number, step in enumerate(image.steps):
+        tar = blobs / step.blob.sha256
+        with tarfile.open(tar) as archive:
+            member = next((m for m in archive if m.name == path and m.isfile()), None)
+        if member is None:
+            continue
+        offset = member.size // 2
+        with tar.open("r+b") as stream:
+            stream.seek(member.offset_data + offset)
+            byte = stream.read(1)
+            stream.seek(-1, 1)
+            stream.write(bytes([byte[0] ^ 1]))
+        blob = Blob(sha256_of(tar), step.blob.size)
+        tar.rename(blobs / blob.sha256)
+        steps = list(image.steps)
+        steps[number] = replace(step, blob=blob)
+        engine.load(layout, replace(image, steps=tuple(steps)), planted)
+        return offset
+    raise LookupError(path)

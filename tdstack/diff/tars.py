@@ -46,6 +46,15 @@ def compare_tars(theirs: Path, ours: Path) -> list[FileDifference]:
     return [] if at is None else [FileDifference("(tar)", (f"the framing, from byte {at} on",))]
 
 
+def names_of(path: Path) -> list[str]:
+    """Return the names in a tar, sorted, folders left out.
+
+    Raises: IntegrityError for a file that is no tar.
+    """
+    with _opened(path) as archive:
+        return sorted(name for name, m in _members(archive, path).items() if not m.isdir())
+
+
 def first_difference(one: IO[bytes], other: IO[bytes]) -> int | None:
     """Return the offset of the first byte that differs, None when there is none.
 
