@@ -76,7 +76,8 @@ class Reader:
                     where=other.name,
                     expected="an image of `invoke build`, with /opt/tdstack/manifest.json",
                 )
-            pinned = lock_for(*self._lock(a if locks[0] else b), other.manifest)
+            name, lock = self._lock(a if locks[0] else b)
+            pinned = lock_for(name, lock, other.manifest, other.packages)
             return compare(pinned, other) if locks[0] else compare(other, pinned)
         sources = [self._source(side) for side in (a, b)]
         first, second = sources
