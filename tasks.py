@@ -36,6 +36,7 @@ HELP = {
     "prefix": "the folder of a Python environment, such as a venv",
     "engine": "auto (default), buildah or docker",
     "output": "also write the image to this file, as an OCI archive",
+    "registry": "HOST[:PORT]/PATH of the images (default: $TDSTACK_REGISTRY)",
     "key": "public key(s) that must have signed: FILE[:FILE...] (default: $TDSTACK_KEY)",
     "json": "machine-readable result on stdout",
     "dry": "no side effects",
@@ -70,7 +71,7 @@ def verb(function: Callable[..., None]) -> Any:
 
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
     helps = {name: HELP[name] for name in names if name in HELP}
-    iterable = [name for name in names if name in ("arch", "merge", "compare")]
+    iterable = [name for name in names if name in ("arch", "merge", "compare", "keep")]
     help_texts = {**helps, **getattr(function, "helps", {})}
     named = ["ref"] if "ref" in names and named_after(function.__name__) else []
     if named:
@@ -140,6 +141,7 @@ def plan(
     incomplete: bool = False,
     wheelhouse: str = "",
     engine: str = "auto",
+    registry: str = "",
     json: bool = False,
 ) -> None:
     """Show what a build would hold, and where each layer would come from."""
@@ -147,7 +149,12 @@ def plan(
     asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
     request = workspace.request(asked, cpython)
     verbs.plan(
-        workspace, request, source=ForkSource(wheel, incomplete), engine=engine, as_json=json
+        workspace,
+        request,
+        source=ForkSource(wheel, incomplete),
+        engine=engine,
+        as_json=json,
+        registry=registry,
     )
 
 
@@ -222,10 +229,12 @@ def build(
     wheelhouse: str = "",
     engine: str = "auto",
     output: str = "",
+    registry: str = "",
+    key: str = "",
     json: bool = False,
     dry: bool = False,
 ) -> None:
-    """Build the image; layers that are there already are not built again."""
+    """Build the image; layers that are there already, or in a registry, are not built again."""
     workspace = Workspace.here(wheelhouse)
     asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
     request = workspace.request(asked, cpython)
@@ -237,6 +246,98 @@ def build(
         output=output,
         as_json=json,
         dry=dry,
+        registry=registry,
+        key=key,
+    )
+
+
+@verb
+@helps(
+    sign="sign every image with this key: PRIVATE.pem (default: TDSTACK_SIGN)",
+    compression="zstd (default), gzip or none; named, it also replaces layers in another form",
+    force="replace what the registry has under a layer's key, if it is another image",
+    prune="push nothing; show what no rolling tag reaches any more",
+    yes="with --prune: delete it",
+    keep="with --prune: keep what this tag reaches, too; repeatable",
+)
+def push(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    platform: str = "linux/amd64",
+    arch: list[str] | None = None,
+    python: str = "",
+    base: str = "rootfs",
+    cpython: str = "",
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    engine: str = "auto",
+    registry: str = "",
+    sign: str = "",
+    compression: str = "",
+    force: bool = False,
+    prune: bool = False,
+    yes: bool = False,
+    keep: list[str] | None = None,
+    json: bool = False,
+) -> None:
+    """Bring an image and its layers into a registry, or prune the registry."""
+    from tdstack.ship import verbs as ship
+
+    if prune:
+        ship.prune(registry, keep or (), yes=yes, as_json=json)
+        return
+    if yes or keep:
+        raise UsageError("only --prune deletes anything", where="--yes, --keep")
+    workspace = Workspace.here(wheelhouse)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
+    ship.push(
+        workspace,
+        workspace.request(asked, cpython),
+        ForkSource(wheel, incomplete),
+        engine,
+        ship.PushOptions(registry, sign, compression, force),
+        as_json=json,
+    )
+
+
+@verb
+@helps(force="take an image that is not the lock's, with warnings; wrong digests are never taken")
+def pull(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    platform: str = "linux/amd64",
+    arch: list[str] | None = None,
+    python: str = "",
+    base: str = "rootfs",
+    cpython: str = "",
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    engine: str = "auto",
+    registry: str = "",
+    key: str = "",
+    force: bool = False,
+    json: bool = False,
+) -> None:
+    """Bring a prebuilt image from a registry, compare it with the lock, and verify it."""
+    from tdstack.ship import verbs as ship
+
+    workspace = Workspace.here(wheelhouse)
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
+    ship.pull(
+        workspace,
+        workspace.request(asked, cpython),
+        ForkSource(wheel, incomplete),
+        engine,
+        registry=registry,
+        key=key,
+        force=force,
+        as_json=json,
     )
 
 

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tdstack.assemble.bytecode import CPythonTree, write_bytecode
 from tdstack.assemble.compiler import Compilation, compile_cubins
@@ -46,6 +47,9 @@ from tdstack.space import check_space
 from tdstack.stack import CPYTHON_PLACE
 from tdstack.wheelhouse.store import Store
 
+if TYPE_CHECKING:
+    from tdstack.ship.cache import LayerCache
+
 FetchFiles = Callable[[list[LockedFile]], None]
 
 
@@ -60,7 +64,10 @@ def present_layers(plan: Plan, engine: Engine) -> int:
 
 
 class Builder:
-    """One build of one plan in one engine. `root` is the checkout."""
+    """One build of one plan in one engine. `root` is the checkout.
+
+    `cache` is a registry that may have layers which the engine lacks.
+    """
 
     def __init__(
         self,
@@ -69,9 +76,10 @@ class Builder:
         store: Store,
         root: Path,
         say: Callable[[str], None],
+        cache: LayerCache | None = None,
     ) -> None:
         self._plan, self._engine, self._store, self._root = plan, engine, store, root
-        self._say = say
+        self._say, self._cache = say, cache
         self._watch = Stopwatch()
         self._partials: list[str] = []
         assert plan.stack.interpreter is not None  # the base was looked into before the plan
@@ -91,8 +99,14 @@ class Builder:
         if present < len(self._plan.layers):
             # The lock makes a second build of the same plan wait, and find everything there.
             with self._store.locked(f"build-{self._plan.layers[present].key[:32]}"):
-                present = present_layers(self._plan, self._engine)
+                local = present = present_layers(self._plan, self._engine)
+                if self._cache and present < len(self._plan.layers):
+                    present = self._cache.take(
+                        self._plan, self._engine, self._store, present, self._watch
+                    )
                 reports = [self._present(layer) for layer in self._plan.layers[:present]]
+                for report in reports[local:]:
+                    report.source = "registry"
                 if present < len(self._plan.layers):
                     reports += self._build_missing(present, fetch)
         final = self._plan.final

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
 import requests
 
 TRIES = 6
-FIRST_WAIT_S = 0.25
+FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 10.0
 # A server may ask for more patience than that; then the verb ends and says so.
 LONGEST_ASKED_S = 60.0
@@ -39,9 +38,8 @@ class Backoff:
     The waits are random within a half, so that many clients do not come back in one moment.
     """
 
-    def __init__(self, tries: int = TRIES, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, tries: int = TRIES) -> None:
         self._tries = tries
-        self._sleep = sleep
         self.failed = 0
 
     def again(self, after_s: float = 0.0) -> bool:
@@ -50,7 +48,7 @@ class Backoff:
         if self.failed >= self._tries or after_s > LONGEST_ASKED_S:
             return False
         wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (self.failed - 1))
-        self._sleep(max(after_s, wait * random.uniform(0.5, 1.0)))
+        time.sleep(max(after_s, wait * random.uniform(0.5, 1.0)))
         return True
 
     def progressed(self) -> None:
@@ -58,12 +56,12 @@ class Backoff:
         self.failed = 0
 
 
-def asked_wait_s(header: str, now: Callable[[], float] = time.time) -> float:
+def asked_wait_s(header: str) -> float:
     """Return the seconds that a Retry-After header asks for (RFC 9110, 10.2.3), else 0."""
     text = header.strip()
     if text.isdecimal():
         return float(text)
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - now())
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except ValueError:
         return 0.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tdstack.baseimage import probe_base
 from tdstack.build import Builder, present_layers
@@ -22,6 +24,9 @@ from tdstack.plan import PREFIX, Plan
 from tdstack.report import BuildReport
 from tdstack.stack import Request, is_rootfs
 from tdstack.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tdstack.ship.cache import LayerCache
 
 
 def lock(workspace: Workspace, *, upgrade: bool, only: str, check: bool, dry: bool) -> None:
@@ -45,11 +50,17 @@ def lock(workspace: Workspace, *, upgrade: bool, only: str, check: bool, dry: bo
 
 
 def plan(
-    workspace: Workspace, request: Request, *, source: ForkSource, engine: str, as_json: bool
+    workspace: Workspace,
+    request: Request,
+    *,
+    source: ForkSource,
+    engine: str,
+    as_json: bool,
+    registry: str = "",
 ) -> Plan:
     """Show what a build would do and where each layer would come from."""
     made = workspace.plan(request, source)
-    origin = _origins(made, engine)
+    origin = _origins(made, engine, layer_cache(registry, "", made))
     if as_json:
         data = made.as_dict()
         layers = data["layers"]
@@ -119,10 +130,12 @@ def build(
     output: str,
     as_json: bool,
     dry: bool,
+    registry: str = "",
+    key: str = "",
 ) -> BuildReport | None:
     """Build the image; return the report, or None for a dry run."""
     if dry:
-        plan(workspace, request, source=source, engine=engine, as_json=as_json)
+        plan(workspace, request, source=source, engine=engine, as_json=as_json, registry=registry)
         return None
     if output and not Path(output).absolute().parent.is_dir():
         raise UsageError("no such folder", where=f"--output {output}")
@@ -131,7 +144,8 @@ def build(
     request = pinned_base(choice.engine, workspace, request, source)
     made = acquired(workspace, request, source, dry=False)
     _warn_of(made)
-    builder = Builder(made, choice.engine, workspace.store, workspace.root, say)
+    cache = layer_cache(registry, key, made)
+    builder = Builder(made, choice.engine, workspace.store, workspace.root, say, cache)
     report = builder.build(
         lambda files: _ignore(workspace.fetch(files)), Path(output) if output else None
     )
@@ -218,12 +232,28 @@ def show_report(report: BuildReport) -> None:
     )
 
 
-def _origins(made: Plan, engine: str) -> list[str]:
+def layer_cache(registry: str, key: str, made: Plan) -> LayerCache | None:
+    """Return the registry that layers may come from, or None where none is named.
+
+    Raises: UsageError.
+    """
+    if not (registry or os.environ.get("TDSTACK_REGISTRY")):
+        return None
+    from tdstack.ship.cache import LayerCache  # HTTP and signatures take 0.3 s to import
+
+    return LayerCache.of(registry, key, made.stack.platform)
+
+
+def _origins(made: Plan, engine: str, cache: LayerCache | None) -> list[str]:
     try:
         present = present_layers(made, choose_engine(engine).engine)
     except HostError:
         present = 0  # a plan needs no engine
-    return ["local" if n < present else "build" for n in range(len(made.layers))]
+    shipped = cache.count(made) if cache and present < len(made.layers) else 0
+    return [
+        "local" if n < present else "registry" if n < shipped else "build"
+        for n in range(len(made.layers))
+    ]
 
 
 def _warn_of(made: Plan) -> None:

@@ -77,7 +77,11 @@ def running_registry(
     (folder / "config.yml").write_text(json.dumps(config))
     with (folder / "log").open("w") as log:
         command = [PROGRAM, "serve", str(folder / "config.yml")]
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        # It takes each REGISTRY_... for a part of its configuration, REGISTRY_AUTH_FILE too.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("REGISTRY_")}
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
+        )
     running = RunningRegistry(f"127.0.0.1:{port}", folder)
     try:
         _wait_for(port, process, running)
@@ -89,6 +93,20 @@ def running_registry(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def password_file(folder: Path, user: str, password: str) -> Path:
+    """Write a password for `running_registry(auth={"htpasswd": ...})`; return the file."""
+    if shutil.which("htpasswd") is None:
+        if os.environ.get("CI"):
+            pytest.fail("htpasswd is missing, and CI must not skip it")
+        pytest.skip("htpasswd is not installed")
+    # bcrypt is the only kind that the registry takes; 4 is its least work.
+    command = ["htpasswd", "-niB", "-C", "4", user]
+    done = subprocess.run(command, input=password, text=True, capture_output=True, check=True)
+    file = folder / "htpasswd"
+    file.write_text(done.stdout)
+    return file
 
 
 def free_port() -> int:

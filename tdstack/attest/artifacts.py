@@ -44,24 +44,20 @@ def bare(descriptor: Descriptor) -> Descriptor:
 
 def put_attachment(
     registry: Registry, repository: Repository, subject: Descriptor, attachment: Attachment
-) -> Document:
-    """Attach something to an image; what is there already stays as it is.
+) -> str:
+    """Attach something to an image; return its manifest's digest, or "" when it was there.
 
     Raises: UpstreamError; IntegrityError.
     """
     document = attachment.document(subject)
-    if not is_listed(registry, repository, subject.digest, document, attachment.artifact_type):
-        put_bytes(registry, repository, EMPTY, EMPTY_TYPE)
-        put_bytes(registry, repository, attachment.data, attachment.media_type)
-        list_document(
-            registry,
-            repository,
-            subject,
-            document,
-            attachment.artifact_type,
-            attachment.annotations,
-        )
-    return document
+    if is_listed(registry, repository, subject.digest, document, attachment.artifact_type):
+        return ""
+    put_bytes(registry, repository, EMPTY, EMPTY_TYPE)
+    put_bytes(registry, repository, attachment.data, attachment.media_type)
+    list_document(
+        registry, repository, subject, document, attachment.artifact_type, attachment.annotations
+    )
+    return document.digest
 
 
 def list_document(

@@ -22,7 +22,7 @@ from tdstack.lock.io import load_lock
 from tdstack.lock.model import LockedRootfs
 from tdstack.plan import Plan
 from tdstack.registry.client import Registry
-from tdstack.registry.oci import Descriptor, Document, ImageManifest
+from tdstack.registry.oci import Descriptor, ImageManifest
 from tdstack.registry.reference import Repository
 from tdstack.wheelhouse.store import Store, default_cache
 from tdstack.workspace import ROOT
@@ -47,9 +47,9 @@ def attach(
     provenance is signed, and the manifest last of all: whoever sees its signature finds the rest.
     `root` is the checkout of the plan, `engine` what built the image, `store` what may hold the
     wheels that tell licences.
-    Returns: what is attached, such as `signature sha256:...`.
-    Raises: IntegrityError when the image is not the plan's, or holds other attachments than
-    these under this signer's name; UpstreamError.
+    Returns: what is attached now and was not before, such as `signature sha256:...`.
+    Raises: IntegrityError when the image is not the plan's, or the registry gives wrong bytes;
+    CheckFailed for one that is no final image of tdstack; UpstreamError.
     """
     done: list[str] = []
     if plan is not None:
@@ -58,8 +58,8 @@ def attach(
         if not _attested(registry, repository, image, plan, inside, signer):
             store = store or Store(default_cache())
             done += _attest(registry, repository, image, plan, inside, signer, engine, root, store)
-    if signer is not None:
-        done.append(f"signature {put_signature(registry, repository, image, signer).digest}")
+    if signer is not None and (added := put_signature(registry, repository, image, signer)):
+        done.append(f"signature {added}")
     return tuple(done)
 
 
@@ -147,10 +147,8 @@ def _attest(
         ("sbom", Attachment(bill, sbom.MEDIA_TYPE, sbom.MEDIA_TYPE)),
         ("provenance", _provenance(statement, signer)),
     ]
-    put: list[tuple[str, Document]] = [
-        (what, put_attachment(registry, repository, image, attachment)) for what, attachment in kept
-    ]
-    return [f"{what} {document.digest}" for what, document in put]
+    added = {what: put_attachment(registry, repository, image, one) for what, one in kept}
+    return [f"{what} {digest}" for what, digest in added.items() if digest]
 
 
 def _provenance(statement: bytes, signer: Signer | None) -> Attachment:

@@ -12,6 +12,7 @@ from tdstack.attest.artifacts import attached, blob_of
 from tdstack.attest.contents import Contents, differences, identity_of
 from tdstack.attest.keys import PublicKey
 from tdstack.attest.provenance import Statement, parse_statement
+from tdstack.attest.sbom import KERNELS
 from tdstack.attest.signatures import ASK, check_signature
 from tdstack.errors import IntegrityError
 from tdstack.registry.client import Registry
@@ -70,9 +71,11 @@ def check_sbom(data: bytes, digest: str, contents: Contents, where: str) -> int:
             remedy=ASK,
         )
     own = "pkg:generic/tdstack/"
-    found = {i: h for i, (h, _) in components.items() if not i.startswith(own)}
     kernels = contents.kernels
+    ours = {f"{own}{name}@{kernels.version}" for name in (KERNELS, contents.cubins_name)}
+    found = {i: h for i, (h, _) in components.items() if i not in ours}
     wrong = differences(contents, found)
+    wrong += [f"{name} is not listed" for name in sorted(ours - components.keys())]
     cubins = components.get(f"{own}{contents.cubins_name}@{kernels.version}", ("", {}))[1]
     wanted = {f"tdstack:cubins:{arch}": str(n) for arch, n in kernels.cubins.items()}
     wanted |= {"tdstack:triton": kernels.triton, "tdstack:ptxas": kernels.ptxas}

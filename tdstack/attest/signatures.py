@@ -43,9 +43,10 @@ class Found:
 
 def put_signature(
     registry: Registry, repository: Repository, image: Descriptor, signer: Signer
-) -> Document:
-    """Sign a manifest; signatures by other keys stay, and a second one by this key changes nothing.
+) -> str:
+    """Sign a manifest; return the digest of its signatures, or "" when this one was there.
 
+    Signatures by other keys stay.
     Raises: UpstreamError, also when others keep overwriting the tag; IntegrityError when
     something else lies at the tag of the signatures.
     """
@@ -64,9 +65,10 @@ def put_signature(
         held = registry.document(repository, tag)
         layers = ImageManifest.parse(held.data).layers if held else ()
         if held and any(_same(layer, other) for other in layers):
-            if not is_listed(registry, repository, image.digest, held, signature.ARTIFACT_TYPE):
-                _list(registry, repository, image, held)
-            return held
+            if is_listed(registry, repository, image.digest, held, signature.ARTIFACT_TYPE):
+                return held.digest if attempt else ""
+            _list(registry, repository, image, held)
+            return held.digest
         if attempt:  # apart from another push, which does the same
             time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
         document = _document(image, (*layers, layer))

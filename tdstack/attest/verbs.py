@@ -64,7 +64,7 @@ def sbom_verb(
     elif is_local(image):
         billed = _of_engine(workspace, image, engine)
     else:
-        billed = _of_registry(workspace, parse_reference(image), request.platform)
+        billed = _of_registry(workspace, _reference(image, "--image"), request.platform)
     pinned = load_lock(workspace.root)[0].triton_distributed
     licences = licences_of(billed.contents.materials, workspace.store)
     bill = render_sbom(billed.contents, billed.subject, pinned, licences)
@@ -97,7 +97,7 @@ def verify_reference(
     if is_local(ref):
         _verify_local(ref, options, engine, as_json=as_json)
         return None
-    reference = parse_reference(ref)
+    reference = _reference(ref, "REF")
     report = examine(workspace, registry_of(reference.repository), reference, options)
     return judged(report, as_json=as_json)
 
@@ -125,6 +125,15 @@ def _verify_local(ref: str, options: Options, name: str, *, as_json: bool) -> No
     if as_json:
         told: list[Mapping[str, object]] = list(findings)
         emit_json({"schema": 1, "ref": ref, "findings": told, "exit_code": 0})
+
+
+def _reference(text: str, where: str) -> Reference:
+    try:
+        return parse_reference(text)
+    except UsageError as error:
+        raise UsageError(
+            error.what, where=where, expected=error.expected, remedy=error.remedy
+        ) from error
 
 
 def _planned(plan: Plan, root: Path) -> _Billed:

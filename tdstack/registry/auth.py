@@ -111,9 +111,11 @@ class Authenticator:
 
     def redacted(self, text: str) -> str:
         """Return what a server said without the secrets that it was told."""
-        secrets = [c.secret for c in self._credentials.values() if c]
-        secrets += [c.basic().split()[1] for c in self._credentials.values() if c]
-        for secret in [*secrets, *(token.value for token in self._tokens.values())]:
+        with self._lock:
+            known = [c for c in self._credentials.values() if c]
+            secrets = [token.value for token in self._tokens.values()]
+        secrets += [c.secret for c in known] + [c.basic().split()[1] for c in known]
+        for secret in secrets:
             text = text.replace(secret, "***") if secret else text
         return text
 

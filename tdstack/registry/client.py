@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import threading
 from collections.abc import Mapping
 from functools import lru_cache
@@ -21,6 +22,7 @@ from tdstack.errors import IntegrityError
 from tdstack.registry.api import Answer, Api, Say
 from tdstack.registry.auth import Access
 from tdstack.registry.download import BlobReader, Progress
+from tdstack.registry.http import BLOCK
 from tdstack.registry.oci import (
     ACCEPTED,
     MAX_DOCUMENT,
@@ -133,7 +135,10 @@ class Registry:
         begin: int = 0,
         seen: hashlib._Hash | None = None,
     ) -> BlobReader:
-        """Return a blob as a stream, a context manager; see BlobReader for what it promises."""
+        """Return a blob as a stream, a context manager; see BlobReader for what it promises.
+
+        `begin` bytes that the caller holds are not read again; `seen` is the sha256 over them.
+        """
         access = Access(repository.path)
         path = f"{repository.path}/blobs/{descriptor.digest}"
 
@@ -141,8 +146,29 @@ class Registry:
             headers = {"Range": f"bytes={begin}-"} if begin else {}
             return self._api.open("GET", self._api.url(path), access, headers)
 
-        patience, progress = self._api.patiently, self._progress
-        return BlobReader(descriptor, opener, patience, progress, begin, seen)
+        patience = self._api.patiently
+        return BlobReader(descriptor, opener, patience, self._progress, begin, seen)
+
+    def save_blob(self, repository: Repository, descriptor: Descriptor, partial: Path) -> None:
+        """Make `partial` the blob, going on where an earlier run left it.
+
+        A file that turns out to hold other bytes is removed.
+        Raises: IntegrityError; OSError as files do.
+        """
+        seen = hashlib.sha256()
+        with partial.open("a+b") as out:
+            if out.tell() > descriptor.size:  # not a beginning of this blob
+                out.truncate(0)
+            out.seek(0)
+            while held := out.read(BLOCK):
+                seen.update(held)
+            try:
+                begin = out.tell()
+                with self.open_blob(repository, descriptor, begin, seen) as reader:
+                    shutil.copyfileobj(reader, out, BLOCK)
+            except IntegrityError:
+                partial.unlink(missing_ok=True)
+                raise
 
     def tags(self, repository: Repository) -> list[str]:
         """Return the repository's tags, sorted; none where there is no such repository."""

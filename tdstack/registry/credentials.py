@@ -163,7 +163,7 @@ def _ask(helper: str, server: str, file: Path) -> Credentials | None:
 
 
 def _object(config: Mapping[str, Any], name: str, file: Path) -> Mapping[str, Any]:
-    value = config.get(name) or {}
+    value = config.get(name, {})
     if not isinstance(value, dict):
         raise _damaged(file, f"{name} is not an object")
     return value

@@ -10,9 +10,10 @@ from http import HTTPStatus
 from typing import Protocol
 
 import requests
+from urllib3.exceptions import HTTPError
 
 from tdstack.errors import IntegrityError, UpstreamError
-from tdstack.registry.http import BLOCK, failure, shown
+from tdstack.registry.http import BLOCK, shown
 from tdstack.registry.oci import Descriptor
 from tdstack.retry import Backoff, TransientError
 
@@ -113,10 +114,10 @@ class BlobReader(io.RawIOBase):
         answer = self._answer
         try:
             rest = self._descriptor.size - self._at
-            block: bytes = answer.raw.read(min(most, rest, BLOCK))
-        except Exception as error:
+            block: bytes = answer.raw.read1(min(most, rest, BLOCK))
+        except (HTTPError, OSError) as error:
             self._drop()
-            raise _as_transient(error) from error
+            raise _broke(error) from error
         if not block:
             self._drop()
             raise TransientError("the connection closed early")
@@ -131,12 +132,12 @@ class BlobReader(io.RawIOBase):
                 if not gone:
                     raise TransientError("the connection closed early")
                 skip -= len(gone)
-        except (UpstreamError, IntegrityError, TransientError):
+        except (HTTPError, OSError) as error:
+            answer.close()
+            raise _broke(error) from error
+        except BaseException:
             answer.close()
             raise
-        except Exception as error:
-            answer.close()
-            raise _as_transient(error) from error
         return answer
 
     def _skipped(self, answer: requests.Response) -> int:
@@ -144,11 +145,12 @@ class BlobReader(io.RawIOBase):
         size, status = self._descriptor.size, answer.status_code
         length = answer.headers.get("Content-Length", "")
         if status == HTTPStatus.PARTIAL_CONTENT:
-            told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers["Content-Range"])
-            if told is None or int(told[1]) != self._at:
+            told = answer.headers.get("Content-Range", "")
+            parts = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told)
+            if parts is None or int(parts[1]) != self._at:
                 raise TransientError("another range than the one asked for")
-            if told[3] not in ("*", str(size)):
-                raise self._wrong(f"{told[3]} bytes")
+            if parts[2] not in ("*", str(size)):
+                raise self._wrong(f"{parts[2]} bytes")
             return 0
         if status == HTTPStatus.OK:
             if length.isdecimal() and int(length) != size:
@@ -185,9 +187,5 @@ class BlobReader(io.RawIOBase):
             self._answer = None
 
 
-def _as_transient(error: Exception) -> Exception:
-    from urllib3.exceptions import HTTPError
-
-    if isinstance(error, HTTPError | OSError):
-        return TransientError(f"the connection broke: {type(error).__name__}")
-    return failure(error, "")
+def _broke(error: Exception) -> TransientError:
+    return TransientError(f"the connection broke: {type(error).__name__}")

@@ -32,18 +32,19 @@ Body = bytes | io.RawIOBase
 
 
 class _Adapter(HTTPAdapter):
-    """Connections with the certificates of one host, and no other's."""
+    """Connections to one host, where they have TLS with its certificates and no other's."""
 
-    def __init__(self, host: str) -> None:
-        self._context = tls_context(host)
+    def __init__(self, host: str, tls: bool) -> None:
+        self._settings: dict[str, Any] = {"blocksize": BLOCK}
+        if tls:
+            self._settings["ssl_context"] = tls_context(host)
         super().__init__(pool_connections=4, pool_maxsize=CONNECTIONS)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.update(ssl_context=self._context, blocksize=BLOCK)
-        super().init_poolmanager(*args, **kwargs)
+        super().init_poolmanager(*args, **{**kwargs, **self._settings})
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(proxy, ssl_context=self._context, **kwargs)
+        return super().proxy_manager_for(proxy, **{**kwargs, **self._settings})
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         """Leave the context as it is; it requires a certificate by default."""
@@ -80,8 +81,7 @@ class _Session(requests.Session):
         prefix = f"{parts.scheme}://{parts.netloc}/"
         with self._lock:
             if prefix not in self.adapters:
-                plain = parts.scheme == "http"
-                self.mount(prefix, HTTPAdapter(4, CONNECTIONS) if plain else _Adapter(parts.netloc))
+                self.mount(prefix, _Adapter(parts.netloc, parts.scheme == "https"))
         return super().get_adapter(url)
 
 
@@ -164,6 +164,14 @@ def failure(error: Exception, url: str) -> Exception:
             "the registry does not speak TLS",
             where=shown(url),
             remedy="name its HOST:PORT in TDSTACK_PLAIN_HTTP if its network may be trusted",
+        )
+    if "_ALERT_" in text:  # the other side's words; a dropped connection has none
+        return UpstreamError(
+            "the registry breaks TLS off",
+            where=shown(url),
+            got=text[-200:],
+            remedy="if it wants a client certificate: put one as client.cert, and client.key, into "
+            "~/.config/containers/certs.d/HOST/",
         )
     if isinstance(error, BROKEN):
         return TransientError(f"{type(error).__name__}: {shown_error(text)}")

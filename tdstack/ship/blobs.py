@@ -46,7 +46,6 @@ class Blobs:
     ) -> None:
         self._registry, self._store = registry, store
         self._progress, self._stopped = progress or Quiet(), stopped
-        self._taken: dict[str, LockedFile] = {}
         self.fetched = 0
 
     def get(self, repository: Repository, blob: Descriptor, name: str = "blob") -> Path:
@@ -56,7 +55,6 @@ class Blobs:
         """
         file = LockedFile(name=f"{name} {blob.sha256[:12]}", sha256=blob.sha256, size=blob.size)
         with self._store.locked(blob.sha256):
-            self._taken[blob.digest] = file
             if self._store.has(file):
                 return self._store.verify(file)
             self._receive(repository, blob, file)
@@ -64,10 +62,11 @@ class Blobs:
         self._progress.finish(file, str(repository))
         return self._store.path(file)
 
-    def forget(self) -> None:
-        """Remove every blob that was asked for: the engine has what was in it."""
-        for file in self._taken.values():
-            self._store.path(file).unlink(missing_ok=True)
+    def forget(self, blobs: Iterable[Descriptor]) -> None:
+        """Remove what the store has of these blobs: what was in them is in an engine or layout."""
+        for blob in blobs:
+            for folder in ("blobs", "partial"):
+                (self._store.root / folder / blob.sha256).unlink(missing_ok=True)
 
     def missing(self, blobs: Iterable[Descriptor]) -> int:
         """Return how many bytes are still to come."""

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NoReturn
 
-from tdstack.console import Stopwatch
+from tdstack.attest.keys import public_keys_of
+from tdstack.console import Stopwatch, say, warn
 from tdstack.engines.base import Engine
-from tdstack.errors import IntegrityError
+from tdstack.errors import IntegrityError, UpstreamError, UsageError
 from tdstack.plan import Plan
+from tdstack.registry.client import registry_of
+from tdstack.registry.reference import parse_repository
 from tdstack.ship.names import layer_reference
 from tdstack.ship.remote import Source
 from tdstack.ship.take import Taker, Wanted
 from tdstack.wheelhouse.store import Store
+
+VARIABLE = "TDSTACK_REGISTRY"
+
+
+def named_registry(option: str) -> str:
+    """Return the registry that --registry or the environment names.
+
+    Raises: UsageError for neither.
+    """
+    if name := option or os.environ.get(VARIABLE, ""):
+        return name
+    raise UsageError(
+        "which registry?",
+        where="--registry",
+        expected="HOST[:PORT]/PATH",
+        remedy=f"name it with --registry, or set {VARIABLE}",
+    )
 
 
 def layers_in_registry(plan: Plan, source: Source) -> int:
@@ -34,7 +56,6 @@ def take_layers(
     engine: Engine,
     store: Store,
     present: int,
-    say: Callable[[str], None],
     watch: Stopwatch,
 ) -> int:
     """Bring the longest prefix that the registry has into the engine; return its length.
@@ -61,3 +82,46 @@ def take_layers(
 
 def _strictly(error: IntegrityError) -> NoReturn:
     raise error
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """A registry that a build or a plan asks for layers. It may fail: then layers are built."""
+
+    source: Source
+
+    @staticmethod
+    def of(registry: str, key: str, platform: str) -> LayerCache | None:
+        """Return the cache that the options or the environment name, or None.
+
+        Raises: UsageError.
+        """
+        name = registry or os.environ.get(VARIABLE, "")
+        if not name:
+            return None
+        repository = parse_repository(name)
+        return LayerCache(
+            Source(registry_of(repository), repository, platform, public_keys_of(key))
+        )
+
+    def count(self, plan: Plan) -> int:
+        """Return how many layers the registry has; none, with a warning, where it fails."""
+        return self._unless_away(lambda: layers_in_registry(plan, self.source), 0)
+
+    def take(self, plan: Plan, engine: Engine, store: Store, present: int, watch: Stopwatch) -> int:
+        """Bring layers above the lowest `present`; return how many are in the engine then.
+
+        Raises: IntegrityError for a layer that is not what its key says; HostError.
+        """
+        return self._unless_away(
+            lambda: take_layers(plan, self.source, engine, store, present, watch), present
+        )
+
+    def _unless_away(self, ask: Callable[[], int], otherwise: int) -> int:
+        try:
+            return ask()
+        except UpstreamError as error:
+            warn(f"no layers from {self.source.repository}, they are built: {error.what}")
+            for text in filter(None, (error.where, error.got, error.remedy)):
+                say(f"  {text}")
+            return otherwise

@@ -48,5 +48,5 @@ def fetch_image(
         coming = {diff_id: workers.submit(bring, diff_id) for diff_id in wanted}
         sizes = {diff_id: future.result() for diff_id, future in coming.items()}
     image = config.image({**config.sizes, **sizes})
-    blobs.forget()
+    blobs.forget(manifest.layers)
     return image

@@ -30,7 +30,7 @@ from tdstack.ship.records import Records
 from tdstack.ship.resolve import find
 from tdstack.ship.scratch import scratch
 from tdstack.ship.workers import Workers
-from tdstack.wheelhouse.store import Store
+from tdstack.workspace import Workspace
 
 if TYPE_CHECKING:
     from tdstack.attest.keys import Signer
@@ -85,11 +85,17 @@ class Pusher:
     """One push of one plan's images out of one engine."""
 
     def __init__(
-        self, plan: Plan, engine: Engine, store: Store, target: Target, say: Callable[[str], None]
+        self,
+        plan: Plan,
+        engine: Engine,
+        workspace: Workspace,
+        target: Target,
+        say: Callable[[str], None],
     ) -> None:
-        self._plan, self._engine, self._store, self._target = plan, engine, store, target
+        self._plan, self._engine, self._target = plan, engine, target
+        self._root, self._store = workspace.root, workspace.store
         self._say = say
-        self._records = Records(store)
+        self._records = Records(self._store)
         self._watch = Stopwatch()
         self._places: dict[str, _Place] = {}
         repository = target.repository
@@ -187,18 +193,14 @@ class Pusher:
             for layer, image in reversed(images)
             for step in image.steps
         }
-        layer = next(
-            layer for layer, image in images if set(absent) <= {s.blob.digest for s in image.steps}
+        layer, image = next(
+            pair for pair in images if set(absent) <= {s.blob.digest for s in pair[1].steps}
         )
         with ExitStack() as stack:
             layout = stack.enter_context(
                 scratch(self._store, self._engine, "push", self._plan.final.key)
             )
-            check_room(
-                self._store.root,
-                sum(step.blob.size for step in dict(images)[layer].steps),
-                "for the image on its way",
-            )
+            check_room(self._store.root, image.size, "for the image on its way")
             with self._watch.step("export"):
                 self._say(f"  reading {layer.ref} out of {self._engine.name}")
                 self._engine.export(layer.ref, layout)
@@ -286,7 +288,7 @@ class Pusher:
         except FileNotFoundError:
             carried = Blobs(registry, self._store)
             registry.put_blob(repository, carried.get(place.repository, blob), blob)
-            carried.forget()
+            carried.forget([blob])
             self._report.sent += blob.size
 
     def _attach(
@@ -303,4 +305,6 @@ class Pusher:
             plan=plan,
             signer=self._target.signer,
             engine=self._engine.describe(),
+            root=self._root,
+            store=self._store,
         )

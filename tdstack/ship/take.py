@@ -91,7 +91,7 @@ class Taker:
                 self._load(each, coming, layout, names)
             then(names)
             self.fetched += blobs.fetched
-            blobs.forget()
+            blobs.forget(top.manifest.layers)  # also what a killed pull had fetched
 
     def _load(
         self, each: Wanted, coming: dict[str, Future[Path]], layout: Path, names: Names
@@ -157,6 +157,8 @@ class Taker:
             ),
             default=0,
         )
+        if pending:
+            self.say(f"  fetching {len(pending)} blobs, {megabytes(coming)}")
         check_room(self.store.root, coming + largest, "for the image on its way")
         storage = self.engine.storage()
         if storage and pending:

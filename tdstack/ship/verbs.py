@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from tdstack.console import Stopwatch, emit_json, megabytes, say, table, warn
+from tdstack.attest.keys import public_keys_of, signer_of
+from tdstack.console import emit_json, megabytes, say, table, warn
 from tdstack.engines.base import Engine
 from tdstack.engines.choose import choose_engine
-from tdstack.errors import IntegrityError, UpstreamError, UsageError
+from tdstack.errors import UsageError
 from tdstack.fork.model import ForkSource
 from tdstack.plan import Plan
 from tdstack.registry.client import registry_of
 from tdstack.registry.reference import parse_repository
-from tdstack.ship.cache import layers_in_registry, take_layers
+from tdstack.ship.cache import named_registry
 from tdstack.ship.compress import compression_of
 from tdstack.ship.inventory import inventory
 from tdstack.ship.prune import decide
@@ -25,9 +24,6 @@ from tdstack.ship.remote import Source
 from tdstack.stack import Request
 from tdstack.verbs import pinned_base, verify_image
 from tdstack.workspace import Workspace
-
-if TYPE_CHECKING:
-    from tdstack.attest.keys import PublicKey, Signer
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,9 @@ def push(
     as_json: bool,
 ) -> PushReport:
     """Bring the images of a plan from the engine into a registry."""
-    repository = parse_repository(_registry(options.registry))
+    repository = parse_repository(named_registry(options.registry))
     compression = compression_of(options.compression or "zstd")
-    signer = _signer(options.sign)
+    signer = signer_of(options.sign)
     choice = choose_engine(engine)
     say(f"engine: {choice.reason}")
     made = _whole_plan(workspace, request, source, choice.engine)
@@ -64,7 +60,7 @@ def push(
         signer=signer,
         force=options.force,
     )
-    report = Pusher(made, choice.engine, workspace.store, target, say).push()
+    report = Pusher(made, choice.engine, workspace, target, say).push()
     if as_json:
         emit_json(report.as_dict())
     say(f"{report.ref}@{report.digest}, image id {report.image_id[:12]}")
@@ -87,8 +83,8 @@ def pull(
     as_json: bool,
 ) -> PullReport:
     """Bring the final image of a plan from a registry into the engine, and check it."""
-    repository = parse_repository(_registry(registry))
-    keys = _keys(key)
+    repository = parse_repository(named_registry(registry))
+    keys = public_keys_of(key)
     choice = choose_engine(engine)
     say(f"engine: {choice.reason}")
     made = _whole_plan(workspace, request, source, choice.engine)
@@ -121,7 +117,7 @@ def pull(
 
 def prune(registry: str, keep: Sequence[str], *, yes: bool, as_json: bool) -> None:
     """Show what no rolling tag reaches, or with `yes` delete it."""
-    repository = parse_repository(_registry(registry))
+    repository = parse_repository(named_registry(registry))
     client = registry_of(repository)
     found = decide(inventory(client, repository), repository, keep)
     rows = [
@@ -153,45 +149,16 @@ def prune(registry: str, keep: Sequence[str], *, yes: bool, as_json: bool) -> No
         say("dry run: --yes deletes them")
 
 
-@dataclass(frozen=True)
-class LayerCache:
-    """A registry that a build or a plan asks for layers. It may fail: then layers are built."""
+def _whole_plan(workspace: Workspace, request: Request, source: ForkSource, engine: Engine) -> Plan:
+    """Return a plan whose keys are final.
 
-    source: Source
-
-    @staticmethod
-    def of(registry: str, key: str, platform: str) -> LayerCache | None:
-        """Return the cache that the options or the environment name, or None.
-
-        Raises: UsageError.
-        """
-        name = registry or os.environ.get("TDSTACK_REGISTRY", "")
-        if not name:
-            return None
-        repository = parse_repository(name)
-        return LayerCache(Source(registry_of(repository), repository, platform, _keys(key)))
-
-    def count(self, plan: Plan) -> int:
-        """Return how many layers the registry has; none, with a warning, where it fails."""
-        return self._unless_away(lambda: layers_in_registry(plan, self.source), 0)
-
-    def take(
-        self, plan: Plan, engine: Engine, workspace: Workspace, present: int, watch: Stopwatch
-    ) -> int:
-        """Bring layers above the lowest `present`; return how many are in the engine then."""
-        store = workspace.store
-        return self._unless_away(
-            lambda: take_layers(plan, self.source, engine, store, present, say, watch), present
+    Raises: UsageError where Triton-distributed is not there, as its hash is part of the key.
+    """
+    made = workspace.plan(pinned_base(engine, workspace, request, source), source)
+    if lacking := [p.name for p in made.stack.all_packages() if p.file is None]:
+        raise UsageError(
+            "the image's key depends on a wheel that is not there",
+            where=", ".join(lacking),
+            remedy="name it with --wheel FILE, or ask for --triton stock",
         )
-
-    def _unless_away(self, ask: Callable[[], int], otherwise: int) -> int:
-        try:
-            return ask()
-        except UpstreamError as error:
-            warn(f"no layers from {self.source.repository}, they are built: {error.what}")
-            for text in (error.where, error.got, error.remedy):
-                say(f"  {text}") if text else None
-            return otherwise
-        except IntegrityError as error:
-            remedy = "a build without --registry (and TDSTACK_REGISTRY) does not ask it"
-            raise replace_remedy(error, remedy) from error
+    return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import requests
 
 from tdstack.errors import HostError, UpstreamError
 from tdstack.lock.model import LockedDeb, LockedFile
+from tdstack.retry import BROKEN, Backoff
 from tdstack.wheelhouse.sources import TIMEOUT_S, Place, Sources
 from tdstack.wheelhouse.store import Store
 
@@ -149,18 +149,14 @@ def _take(
         store.admit(place.path, file, origin=str(place), move=False)
         progress.advance(file, file.size)
         return
-    for attempt in range(RETRIES):
+    backoff = Backoff(RETRIES)
+    while True:
         try:
             _download(file, place, store, session, progress)
             break
-        except (
-            requests.ConnectionError,
-            requests.Timeout,
-            requests.exceptions.ChunkedEncodingError,
-        ) as error:
-            if attempt == RETRIES - 1:
+        except BROKEN as error:
+            if not backoff.again():
                 raise UpstreamError("download failed", got=str(error)[:200]) from error
-            time.sleep(0.5 * 2**attempt)
         except requests.RequestException as error:  # another try would end the same way
             raise UpstreamError("download failed", got=str(error)[:200]) from error
     store.admit(store.partial(file), file, origin=str(place), move=True)
