@@ -15,6 +15,7 @@ from tdstack.registry.reference import Repository
 # More than this many attachments of one kind are not looked at: nobody makes them in good faith.
 MOST = 64
 TRIES = 6
+LONGEST_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,27 @@ def list_document(
     Raises: UpstreamError when others keep overwriting it.
     """
     for attempt in range(TRIES):
+        begin = time.monotonic()
         registry.add_referrer(repository, bare(subject), document, artifact_type, annotations)
+        settle(begin, attempt)
         if is_listed(registry, repository, subject.digest, document, artifact_type):
             return
-        # Apart from the other client, which does the same.
-        time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
     raise UpstreamError(
         "the list of what is attached to the image does not keep an entry",
         where=f"{repository}@{subject.digest}",
         expected=f"{artifact_type} {document.digest}",
         remedy="push again when no other push of this image is running",
     )
+
+
+def settle(begin: float, attempt: int) -> None:
+    """Wait until whoever read a list before we wrote it, at time `begin` or later, has written too.
+
+    They take about as long as we did. After the first attempt clients wait for different times,
+    so that one of them is alone.
+    """
+    spread = random.uniform(0.05, 0.2) * 2**attempt if attempt else 0.0
+    time.sleep(min(time.monotonic() - begin, LONGEST_S) + spread)
 
 
 def is_listed(

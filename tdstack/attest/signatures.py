@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from tdstack.attest.artifacts import (
     is_listed,
     list_document,
     put_bytes,
+    settle,
 )
 from tdstack.attest.keys import PublicKey, Signer
 from tdstack.attest.signature import Signature
@@ -62,6 +62,7 @@ def put_signature(
     )
     tag = signature.tag_of(image.digest)
     for attempt in range(TRIES):
+        begin = time.monotonic()
         held = registry.document(repository, tag)
         layers = ImageManifest.parse(held.data).layers if held else ()
         if held and any(_same(layer, other) for other in layers):
@@ -69,13 +70,12 @@ def put_signature(
                 return held.digest if attempt else ""
             _list(registry, repository, image, held)
             return held.digest
-        if attempt:  # apart from another push, which does the same
-            time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
         document = _document(image, (*layers, layer))
         put_bytes(registry, repository, ours.payload, signature.PAYLOAD_TYPE)
         put_bytes(registry, repository, _config((*layers, layer)), CONFIG_TYPE)
         _list(registry, repository, image, document)
         registry.put_document(repository, tag, document)
+        settle(begin, attempt)
     raise UpstreamError(
         "the signatures' tag does not keep a signature",
         where=f"{repository}:{tag}",
