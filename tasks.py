@@ -598,6 +598,81 @@ def bench(
 
 @verb
 @helps(
+    contents="images (default): as a registry has them; wheelhouse: all that a build needs",
+    out="the file to write",
+    split="size of each part, such as 4G: writes FILE.000, FILE.001 and their hashes",
+    registry="take the images from HOST/PATH instead of the engine; with --unpack: push them there",
+    sign="private key that signs bundle and images (default: $TDSTACK_SIGN)",
+    tools="with the wheels of the toolkit's own tools (default)",
+    unpack="check this bundle, of one file or of parts",
+    load="with --unpack: images into the engine, files into the store",
+    into="with --unpack: lay everything out in this new folder",
+)
+def bundle(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    platform: str = "linux/amd64",
+    arch: list[str] | None = None,
+    python: str = "",
+    base: str = "rootfs",
+    cpython: str = "",
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    engine: str = "auto",
+    contents: str = "images",
+    out: str = "",
+    split: str = "",
+    registry: str = "",
+    sign: str = "",
+    key: str = "",
+    tools: bool = True,
+    unpack: str = "",
+    load: bool = False,
+    into: str = "",
+    json: bool = False,
+) -> None:
+    """Carry an image, or all it is built from, to a host without a network: one file."""
+    from tdstack.bundle.verb import bundle_verb, unpack_verb
+
+    workspace = Workspace.here(wheelhouse)
+    if unpack:
+        if out or split or sign:
+            raise UsageError("a bundle is made or unpacked", where="--unpack with --out")
+        unpack_verb(
+            workspace,
+            unpack,
+            into_engine=load,
+            registry=registry,
+            into=into,
+            key=key,
+            engine=engine,
+            as_json=json,
+        )
+        return
+    if load or into:
+        raise UsageError("which bundle?", where="--unpack", expected="--unpack FILE")
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
+    bundle_verb(
+        workspace,
+        workspace.request(asked, cpython),
+        ForkSource(wheel, incomplete),
+        contents=contents,
+        out=out,
+        split=split,
+        registry=registry,
+        sign=sign,
+        key=key,
+        tools=tools,
+        engine=engine,
+        as_json=json,
+    )
+
+
+@verb
+@helps(
     a="image, OCI archive, lock (FILE or REV:versions.lock), or container:NAME",
     b="what it is compared with, of the same forms",
     files="list every file instead of a summary by folder",
