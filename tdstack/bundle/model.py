@@ -26,7 +26,7 @@ PAYLOAD_TYPE = "application/vnd.tdstack.bundle.v1+json"
 Contents = Literal["images", "wheelhouse"]
 KINDS: tuple[Contents, ...] = ("images", "wheelhouse")
 # No way out of the folder that a bundle is unpacked into.
-MemberPath = Annotated[str, StringConstraints(pattern=r"^[^/\0]+(/[^/\0]+)*$", max_length=4000)]
+MemberPath = Annotated[str, StringConstraints(pattern=r"^[^/\x00]+(/[^/\x00]+)*$", max_length=4000)]
 
 
 class _Frozen(BaseModel):
