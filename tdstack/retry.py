@@ -14,6 +14,9 @@ LONGEST_WAIT_S = 10.0
 # A server may ask for more patience than that; then the verb ends and says so.
 LONGEST_ASKED_S = 60.0
 
+# For a connection, and for a server that says nothing.
+CONNECT_LIMIT_S, SILENCE_LIMIT_S = 20, 60
+
 BUSY = frozenset({408, 429, 500, 502, 503, 504})
 BROKEN = (
     requests.ConnectionError,

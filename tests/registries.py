@@ -148,7 +148,12 @@ class FlakyProxy:
     connections: int = 0
     dropped: int = 0
     cut: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, cut: bool) -> None:
+        """Note that one direction of a connection ended, and whether it was cut."""
+        with self.lock:
+            self.cut += cut
 
 
 @contextmanager
@@ -176,7 +181,7 @@ def flaky_proxy(target: str) -> Iterator[FlakyProxy]:
 
 
 def _serve(proxy: FlakyProxy, client: socket.socket, target: tuple[str, int]) -> None:
-    with proxy._lock:
+    with proxy.lock:
         proxy.connections += 1
         drop = proxy.drop_every and proxy.connections % proxy.drop_every == 0
         proxy.dropped += bool(drop)
@@ -185,27 +190,28 @@ def _serve(proxy: FlakyProxy, client: socket.socket, target: tuple[str, int]) ->
         if drop:
             return
         with socket.create_connection(target) as server:
-            sender = threading.Thread(
-                target=_pass_on, args=(proxy, client, server, up), daemon=True
-            )
+
+            def send() -> None:
+                proxy.count(cut=pass_on(client, server, up))
+
+            sender = threading.Thread(target=send, daemon=True)
             sender.start()
-            _pass_on(proxy, server, client, down)
+            proxy.count(cut=pass_on(server, client, down))
             sender.join(30)
 
 
-def _pass_on(
-    proxy: FlakyProxy, source: socket.socket, target: socket.socket, limit: int | None
-) -> None:
-    passed = 0
+def pass_on(source: socket.socket, target: socket.socket, limit: int | None = None) -> bool:
+    """Pass bytes on until one side ends or `limit` bytes went; return whether that cut them."""
+    passed, cut = 0, False
     with suppress(OSError):
         while block := source.recv(1 << 16):
             if limit is not None and passed + len(block) > limit:
                 target.sendall(block[: limit - passed])
-                with proxy._lock:
-                    proxy.cut += 1
+                cut = True
                 break
             target.sendall(block)
             passed += len(block)
     for end in (source, target):
         with suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
+    return cut

@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import docker
+import pytest
+
 from tdstack.assemble.entries import Entry, arrange, from_bytes
 from tdstack.assemble.image import Image, Step
 from tdstack.assemble.stored import BLOBS, blobs_label, health_check
@@ -28,14 +31,14 @@ from tdstack.lock.io import load_lock
 from tdstack.plan import PREFIX, Layer, Plan, make_plan, slice_of
 from tdstack.stack import Request, make_stack
 from tdstack.tags import line_tag
-from tests.engine_stores import buildah_store
+from tests.engine_stores import buildah_store, docker_daemon
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = ["--cuda", "12.4", "--triton", "stock", "--torch", "none", "--arch", "sm_80"]
 VERIFY = """
 #include <stdio.h>
 int main(void) {
-  puts("{\\"findings\\": [{\\"check\\": \\"tiny\\", \\"ok\\": true, \\"detail\\": \\"a test's\\"}]}");
+  puts("{\\"findings\\": [{\\"check\\": \\"tiny\\", \\"ok\\": true, \\"detail\\": \\"-\\"}]}");
   return %d;
 }
 """
@@ -158,7 +161,10 @@ class Host:
         return [str(Path(sys.executable).with_name("invoke")), *arguments, *options]
 
     def names(self) -> set[str]:
-        """Return the names of all images in buildah's store."""
+        """Return the names of all images in the engine's store."""
+        if self.engine.name == "docker":
+            images = docker.from_env(environment=self.environment).images.list()
+            return {tag for image in images for tag in image.tags}
         command = ["buildah", "images", "--format", "{{.Name}}:{{.Tag}}"]
         env = {**os.environ, **self.environment}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
@@ -166,10 +172,14 @@ class Host:
 
     def wipe(self) -> None:
         """Remove every image and the whole cache."""
-        env = {**os.environ, **self.environment}
-        subprocess.run(
-            ["buildah", "rmi", "--all", "--force"], env=env, check=True, capture_output=True
-        )
+        if self.engine.name == "docker":
+            client = docker.from_env(environment=self.environment)
+            for name in self.names():
+                client.images.remove(name, force=True)
+        else:
+            command = ["buildah", "rmi", "--all", "--force"]
+            env = {**os.environ, **self.environment}
+            subprocess.run(command, env=env, check=True, capture_output=True)
         subprocess.run(["rm", "-rf", *self.cache.glob("*")], check=True)
 
     @property
@@ -181,21 +191,26 @@ class Host:
 @contextmanager
 def buildah_host(folder: Path) -> Iterator[Host]:
     """Yield a machine with buildah."""
-    import pytest
+    with buildah_store(folder / "engine") as store, _host("buildah", folder, store) as host:
+        yield host
 
-    with buildah_store(folder / "engine") as store, pytest.MonkeyPatch.context() as patch:
-        cache, home = folder / "cache", folder / "home"
-        cache.mkdir()
-        home.mkdir()
-        (home / "config.json").write_text("{}")  # buildah insists on it
-        environment = {
-            **store,
-            "TDSTACK_CACHE": str(cache),
-            "HOME": str(home),
-            "XDG_CONFIG_HOME": str(home),
-            "XDG_RUNTIME_DIR": str(home),
-            "DOCKER_CONFIG": str(home),
-        }
+
+@contextmanager
+def docker_host(folder: Path) -> Iterator[Host]:
+    """Yield a machine with a Docker daemon."""
+    with docker_daemon(folder / "engine") as store, _host("docker", folder, store) as host:
+        yield host
+
+
+@contextmanager
+def _host(engine: str, folder: Path, store: dict[str, str]) -> Iterator[Host]:
+    cache, home = folder / "cache", folder / "home"
+    cache.mkdir()
+    home.mkdir()
+    (home / "config.json").write_text("{}")  # buildah insists on it
+    environment = {**store, "TDSTACK_CACHE": str(cache), "DOCKER_CONFIG": str(home)}
+    environment |= {name: str(home) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR")}
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        yield Host(choose_engine("buildah").engine, environment, folder)
+        yield Host(choose_engine(engine).engine, environment, folder)

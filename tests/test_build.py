@@ -34,6 +34,7 @@ from tdstack.wheelhouse.store import Store, default_cache
 from tdstack.workspace import Workspace
 from tests.checkouts import few_kernels
 from tests.engine_stores import buildah_store, docker_daemon
+from tests.registries import running_registry
 from tests.triton_wheels import TAG, real_fork, real_stock
 
 pytestmark = pytest.mark.engine
@@ -270,6 +271,43 @@ def test_every_clean_build_gives_one_image_id_under_every_engine(
     # What was compiled for the first one was not compiled again.
     assert again["cubins"]["compiled"] == 0
     assert again["cubins"]["reused"] == built.report["cubins"]["cubins"]
+
+
+def test_a_wiped_machine_pulls_it_and_builds_nothing(
+    built: Built, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # A short path: the names of a daemon's sockets have a limit.
+    folder = tmp_path_factory.mktemp("wiped") / "store"
+    options = build_arguments(built.name)[1:]
+    with running_registry(tmp_path / "registry") as running:
+        at = ["--registry", f"{running.host}/team/tdstack"]
+        pushed = invoke(built.checkout, ["push", *options, *at], built.environment)
+        assert set(pushed["layers"].values()) == {"pushed"}
+        again = invoke(built.checkout, ["push", *options, *at], built.environment)
+        assert (again["sent"], set(again["layers"].values())) == (0, {"present"})
+        # Neither images nor a store: what there is comes from the registry.
+        (tmp_path / "cache").mkdir()
+        with STORES[built.name](folder) as store, pytest.MonkeyPatch.context() as patch:
+            wiped = {**built.environment, **store, "TDSTACK_CACHE": str(tmp_path / "cache")}
+            for name, value in wiped.items():
+                patch.setenv(name, value)
+            pulled = invoke(built.checkout, ["pull", *options, *at], wiped)
+            assert pulled["image_id"] == built.report["image_id"]
+            assert pulled["checks"] > 5  # tdstack-verify ran inside
+            begin = time.monotonic()
+            again = invoke(built.checkout, ["pull", *options, *at], wiped)
+            assert time.monotonic() - begin < 10  # under 3 s on a quiet machine
+            assert again["source"] == "local"
+            engine = choose_engine(built.name).engine
+            for layer in built.report["layers"][-2:]:
+                engine.untag(f"localhost/tdstack/{layer['name']}:{layer['key'][:20]}")
+            for tag in built.report["tags"]:
+                engine.untag(tag)
+            report = invoke(built.checkout, ["build", *options, *at], wiped)
+            expected = dict.fromkeys(sources(report), "local")
+            assert sources(report) == {**expected, "cuda": "registry", "kernels": "registry"}
+            assert report["image_id"] == built.report["image_id"]
+            assert not list((tmp_path / "cache" / "blobs").iterdir())  # no wheel was fetched
 
 
 @dataclass(frozen=True)

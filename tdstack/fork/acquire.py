@@ -94,7 +94,7 @@ def take_file(
     """
     digest = sha256_of(path)
     if not commit:  # what was built from the pinned commit is known by that
-        _check_recorded(path.name, digest, pinned)
+        check_recorded(path.name, digest, pinned)
     taken = _remembered(store, digest, pinned.base_version)
     if taken is None or taken.given != path.name or not (taken.fork.complete or incomplete):
         with store.locked(f"fork-{digest[:32]}"):
@@ -103,10 +103,10 @@ def take_file(
             source = source_of(inspection, commit)
             # A relabelled wheel has a name of its own; the lock records what it was made from.
             if not commit:
-                _check_recorded(source.name, source.sha256, pinned)
+                check_recorded(source.name, source.sha256, pinned)
             return _keep(path, inspection, store, commit)
     if not commit:
-        _check_recorded(taken.fork.source.name, taken.fork.source.sha256, pinned)
+        check_recorded(taken.fork.source.name, taken.fork.source.sha256, pinned)
     return taken.fork
 
 
@@ -175,7 +175,11 @@ def by_version(version: str, store: Store) -> ForkWheel | None:
     return None
 
 
-def _check_recorded(name: str, digest: str, pinned: LockedTritonDistributed) -> None:
+def check_recorded(name: str, digest: str, pinned: LockedTritonDistributed) -> None:
+    """Compare a wheel with those that the lock records under its name.
+
+    Raises: IntegrityError when they are others.
+    """
     known = [wheel for wheel in pinned.wheels if wheel.name == name]
     if known and digest not in {wheel.sha256 for wheel in known}:
         raise IntegrityError(

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 
 from tdstack.errors import UpstreamError
 from tdstack.registry.auth import Access, Authenticator
 from tdstack.registry.certificates import scheme
-from tdstack.registry.http import Body, Http, check_scheme, read_all, shown
+from tdstack.registry.http import Body, Http, joined, read_all, shown
 from tdstack.registry.oci import MAX_DOCUMENT
 from tdstack.retry import Backoff, TransientError
 
@@ -65,12 +65,10 @@ class Api:
 
         Raises: UpstreamError for one without TLS where that is not allowed.
         """
-        target = urljoin(url, location)
-        if target.startswith("http://") and urlsplit(target).netloc == self._host:
+        if location.lower().startswith(plain := f"http://{self._host}/"):
             # A registry behind a proxy that ends TLS often does not know of it.
-            target = f"{self._scheme}{target.removeprefix('http')}"
-        check_scheme(target, url)
-        return target
+            location = f"{self._scheme}://{self._host}/{location[len(plain) :]}"
+        return joined(url, location)
 
     def patiently(self, what: str, action: Callable[[], T], backoff: Backoff | None = None) -> T:
         """Return what `action` returns, trying again after each TransientError.

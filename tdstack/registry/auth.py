@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import dataclass, field
-from urllib.parse import urlencode, urlsplit
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlencode
 
 from tdstack.errors import UpstreamError
-from tdstack.registry.certificates import may_be_plain
 from tdstack.registry.challenge import Basic, Bearer, parse_challenge
 from tdstack.registry.credentials import Credentials, credentials_for
-from tdstack.registry.http import Http, read_all, shown
+from tdstack.registry.http import Http, joined, read_all, shown
 
 # The specification's default; many servers leave the field out.
 LIFETIME_S = 60.0
@@ -87,13 +86,14 @@ class Authenticator:
                 raise self.refused(access, url, "HTTP 401 without a challenge that is known here")
             if isinstance(challenge, Basic) and (used or not self._who(access)):
                 raise self.refused(access, url, "HTTP 401")
-            self._challenge = challenge
             if isinstance(challenge, Bearer):
+                challenge = replace(challenge, realm=joined(url, challenge.realm))
                 if challenge.scope:
                     self._extra[access] = challenge.scope
                 scopes = self._scopes(access)
                 if (kept := self._tokens.get(scopes)) and used == f"Bearer {kept.value}":
                     del self._tokens[scopes]
+            self._challenge = challenge
 
     def refused(self, access: Access, url: str, got: str) -> UpstreamError:
         """Return the error for credentials that do not suffice; it names the user at most."""
@@ -131,14 +131,6 @@ class Authenticator:
 
     def _fetch(self, challenge: Bearer, access: Access, credentials: Credentials | None) -> _Token:
         realm, scopes = challenge.realm, self._scopes(access)
-        parts = urlsplit(realm)
-        if parts.scheme != "https" and not (parts.scheme == "http" and may_be_plain(parts.netloc)):
-            raise UpstreamError(
-                "the registry names a token server without TLS",
-                where=self._host,
-                got=shown(realm),
-                remedy="name its HOST:PORT in TDSTACK_PLAIN_HTTP if its network may be trusted",
-            )
         begin = time.monotonic()
         if credentials and credentials.is_token:
             form = {"grant_type": "refresh_token", "refresh_token": credentials.secret}
@@ -150,7 +142,7 @@ class Authenticator:
             query = [("service", challenge.service)] if challenge.service else []
             query += [("scope", scope) for scope in scopes]
             headers = {"Authorization": credentials.basic()} if credentials else {}
-            url = f"{realm}{'&' if parts.query else '?'}{urlencode(query)}"
+            url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
             answer = self._http.open("GET", url, headers)
         body = read_all(answer, MAX_ANSWER, realm)
         if answer.status_code in (400, 401, 403):

@@ -51,7 +51,7 @@ def _named_plain() -> list[str]:
 
 def _speaks_tls(host: str) -> bool:
     parts = urlsplit(f"//{host}")
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # Nothing is sent over this connection; whom it leads to is checked by those that follow.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:

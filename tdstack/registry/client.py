@@ -18,7 +18,7 @@ from urllib.parse import quote
 import requests
 
 from tdstack import console
-from tdstack.errors import IntegrityError
+from tdstack.errors import IntegrityError, UpstreamError
 from tdstack.registry.api import Answer, Api, Say
 from tdstack.registry.auth import Access
 from tdstack.registry.download import BlobReader, Progress
@@ -39,6 +39,7 @@ _ACCEPT = {"Accept": ", ".join(ACCEPTED)}
 _PAGE = 1000
 # A registry that links its pages in a circle must not keep a client for ever.
 _MAX_PAGES = 10_000
+_INDEX_TRIES = 5
 
 
 def _silent(_descriptor: Descriptor, _amount: int) -> None:
@@ -232,10 +233,19 @@ class Registry:
         size = len(document.data)
         entry = Descriptor(document.media_type, document.digest, size, annotations, artifact_type)
         with self._index_lock:
-            held = self._fallback(repository, subject.digest)
-            if entry not in held.manifests:
+            # Another client may write the index between our reading and writing it: look again.
+            for _ in range(_INDEX_TRIES):
+                held = self._fallback(repository, subject.digest)
+                if entry in held.manifests:
+                    return
                 index = with_referrer(held, entry).document()
                 self._put(repository, fallback_tag(subject.digest), index)
+        raise UpstreamError(
+            "the registry's list of referrers does not keep an entry",
+            where=f"{repository}:{fallback_tag(subject.digest)}",
+            expected=entry.digest,
+            remedy="run the verb again when no other client writes to this image",
+        )
 
     def _fallback(self, repository: Repository, digest: str) -> Index:
         document = self.document(repository, fallback_tag(digest))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tdstack.errors import HostError
-from tdstack.process import run
+from tdstack.process import find, run
 
 HELPER_LIMIT_S = 60.0
 # What Docker Hub's credentials are filed under, since its first protocol.
@@ -142,7 +142,8 @@ def _ask(helper: str, server: str, file: Path) -> Credentials | None:
     if not re.fullmatch(r"[A-Za-z0-9._-]+", helper):  # it becomes part of a program's name
         raise _damaged(file, "the name of a credential helper is malformed")
     program = f"docker-credential-{helper}"
-    done = run([program, "get"], stdin=server, limit_s=HELPER_LIMIT_S)
+    path = find(program, f"install it, or remove it from {file} and log in again")
+    done = run([path, "get"], stdin=server, limit_s=HELPER_LIMIT_S)
     if done.returncode and "credentials not found" in done.stdout + done.stderr:
         return None
     # Neither of its outputs is repeated: either may hold the secret.

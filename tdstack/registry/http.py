@@ -20,9 +20,17 @@ from requests.adapters import HTTPAdapter
 from tdstack.errors import IntegrityError, UpstreamError
 from tdstack.pipconf import without_credentials
 from tdstack.registry.certificates import is_loopback, may_be_plain, tls_context
-from tdstack.retry import BROKEN, BUSY, TransientError, asked_wait_s
+from tdstack.retry import (
+    BROKEN,
+    BUSY,
+    CONNECT_LIMIT_S,
+    SILENCE_LIMIT_S,
+    TransientError,
+    asked_wait_s,
+)
 
-TIMEOUT_S = (20, 60)
+# A registry hashes and moves a blob of gigabytes before it answers the PUT that ends it.
+STORE_LIMIT_S = 600
 CONNECTIONS = 16
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
@@ -62,6 +70,7 @@ class _Session(requests.Session):
 
     def __init__(self) -> None:
         super().__init__()
+        self.headers["User-Agent"] = "tdstack"
         self.auth = lambda request: request  # without one requests would look into ~/.netrc
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._lock = threading.Lock()
@@ -75,6 +84,9 @@ class _Session(requests.Session):
             settings["proxies"] = {}
         return settings
 
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Name none: `Http.open` follows redirects, by rules of its own."""
+
     def get_adapter(self, url: str) -> Any:
         """Return the adapter of the address's host, made when it is first spoken to."""
         parts = urlsplit(url)
@@ -82,7 +94,8 @@ class _Session(requests.Session):
         with self._lock:
             if prefix not in self.adapters:
                 self.mount(prefix, _Adapter(parts.netloc, parts.scheme == "https"))
-        return super().get_adapter(url)
+            # Not by requests' search, which another thread's mount would break.
+            return self.adapters[prefix]
 
 
 class Http:
@@ -109,12 +122,11 @@ class Http:
             if answer.status_code not in REDIRECTS:
                 return answer
             answer.close()
-            target = urljoin(url, answer.headers.get("Location", ""))
             if method not in ("GET", "HEAD"):
                 break
+            target = joined(url, answer.headers.get("Location", ""))
             if urlsplit(target)[:2] != urlsplit(url)[:2]:
                 sent.pop("Authorization", None)
-            check_scheme(target, url)
             url = target
         raise UpstreamError(
             "the registry redirects where it must not, or for ever",
@@ -136,7 +148,7 @@ class Http:
                 headers=headers,
                 data=body() if body else None,
                 stream=True,
-                timeout=TIMEOUT_S,
+                timeout=(CONNECT_LIMIT_S, STORE_LIMIT_S if method == "PUT" else SILENCE_LIMIT_S),
                 allow_redirects=False,
             )
         except requests.RequestException as error:
@@ -206,20 +218,24 @@ def read_all(answer: requests.Response, limit: int, url: str) -> bytes:
                     )
     except requests.RequestException as error:
         raise failure(error, url) from error
-    length = answer.headers.get("Content-Length", "")
-    if answer.request.method != "HEAD" and length.isdecimal() and len(data) != int(length):
-        raise TransientError("the answer broke off")
     return bytes(data)
 
 
-def check_scheme(target: str, origin: str) -> None:
-    """Raise UpstreamError for an address without TLS, unless its host may be spoken to so."""
-    parts = urlsplit(target)
+def joined(url: str, location: str) -> str:
+    """Return the address that `location`, of an answer from `url`, names.
+
+    Raises: UpstreamError for none, and for one without TLS unless its host may be spoken to so.
+    """
+    try:
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+    except ValueError as error:
+        raise UpstreamError("the registry names no address", where=shown(url)) from error
     if parts.scheme == "https" or (parts.scheme == "http" and may_be_plain(parts.netloc)):
-        return
+        return target
     raise UpstreamError(
         "the registry leads to an address without TLS",
-        where=shown(origin),
+        where=shown(url),
         got=shown(target),
         remedy="name its HOST:PORT in TDSTACK_PLAIN_HTTP if its network may be trusted",
     )

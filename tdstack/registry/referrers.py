@@ -6,12 +6,7 @@ A registry without the referrers API keeps the same list as an index under the t
 
 from __future__ import annotations
 
-import threading
-
 from tdstack.registry.oci import Descriptor, Index
-
-# One writer at a time in this process; for others see `missing_after` below.
-_LOCK = threading.Lock()
 
 
 def fallback_tag(digest: str) -> str:
@@ -19,11 +14,10 @@ def fallback_tag(digest: str) -> str:
     return digest.replace(":", "-")
 
 
-def with_referrer(index: Index | None, referrer: Descriptor) -> Index:
-    """Return an index that holds `referrer`, once, beside what it held."""
-    held = index.manifests if index else ()
-    others = tuple(m for m in held if m.digest != referrer.digest)
-    return Index((*others, referrer), index.annotations if index else {})
+def with_referrer(index: Index, referrer: Descriptor) -> Index:
+    """Return an index that holds `referrer`, once, beside what `index` holds."""
+    others = (m for m in index.manifests if m.digest != referrer.digest)
+    return Index((*others, referrer), index.annotations)
 
 
 def matching(index: Index, artifact_type: str) -> list[Descriptor]:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from tdstack.errors import IntegrityError
 from tdstack.registry.api import Answer, Api
 from tdstack.registry.auth import Access
-from tdstack.registry.download import Progress
+from tdstack.registry.download import FORGIVING, Progress
 from tdstack.registry.http import Body
 from tdstack.registry.oci import Descriptor
 from tdstack.registry.reference import Repository
@@ -69,10 +69,19 @@ class _Piece(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def tell(self) -> int:
+        """Return the position within the piece; without it requests cannot tell its length."""
+        return self._size - self._left
+
     def read(self, size: int = -1) -> bytes:
         """Read on; the end comes after `size` bytes whatever the file has."""
         want = self._left if size < 0 else min(size, self._left)
         block = self._stream.read(want)
+        if not block and want:  # the registry would wait for the rest, and we for its answer
+            raise IntegrityError(
+                "what should be sent is not what its digest says",
+                got=f"it ends {self._left} bytes early",
+            )
         self._left -= len(block)
         self._sent(len(block))
         return block
@@ -110,7 +119,8 @@ class Upload:
         location, at = self._begin(mount_from), 0
         if not location:
             return False
-        # Failures in a row end the upload, and so do too many new beginnings, however far it came.
+        # Failures in a row end the upload, and so do too many new beginnings: each may come as far
+        # as the one before, for ever.
         failures, beginnings = Backoff(), Backoff()
         while True:
             try:
@@ -120,14 +130,18 @@ class Upload:
                 location, at = self._patch(location, at)
                 failures.progressed()
             except TransientError as error:
+                reason = error
                 self._api.again(self._what, error, failures)
-                location, at = self._where(location, at)
+                location, known = self._where(location)
+                if known - at >= FORGIVING:  # a part of the piece came
+                    failures.progressed()
+                at = known
             except _RefusedError as error:
-                location = ""
-                self._api.again(self._what, TransientError(str(error)), beginnings)
+                location, reason = "", TransientError(str(error))
             if not location:
                 if self.present():  # only the answer was lost, or another client was faster
                     return True
+                self._api.again(self._what, reason, beginnings)
                 location, at = self._begin(None), 0
                 self._tell(0)
 
@@ -192,7 +206,7 @@ class Upload:
         if answer.status not in (HTTPStatus.CREATED, HTTPStatus.NO_CONTENT, HTTPStatus.ACCEPTED):
             raise self._api.unexpected("take a blob", answer)
 
-    def _where(self, location: str, at: int) -> tuple[str, int]:
+    def _where(self, location: str) -> tuple[str, int]:
         """Ask how much the registry has of the upload; an empty address where it has none."""
         answer = self._api.ask("GET", location, self._access)
         known = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("Range", ""))

@@ -82,7 +82,7 @@ def compress(
     """
     threads = threads or os.cpu_count() or 1
     given, written, size = hashlib.sha256(), hashlib.sha256(), 0
-    pieces = _hashed(source, given)
+    pieces = _jobs(source, given)
     for piece in _WRITERS[compression](pieces, threads):
         written.update(piece)
         target.write(piece)
@@ -114,10 +114,17 @@ def decompressed(stream: Readable, media_type: str) -> Iterator[bytes]:
         ) from error
 
 
-def _hashed(source: Readable, digest: hashlib._Hash) -> Iterator[bytes]:
-    while piece := source.read(_JOB):
+def _jobs(source: Readable, digest: hashlib._Hash) -> Iterator[bytes]:
+    """Yield the source in jobs of one size, however few bytes it gives at a time; hash them."""
+    job = bytearray()
+    while piece := source.read(_JOB - len(job)):
         digest.update(piece)
-        yield piece
+        job += piece
+        if len(job) == _JOB:
+            yield bytes(job)
+            job.clear()
+    if job:
+        yield bytes(job)
 
 
 def _zstd(pieces: Iterator[bytes], threads: int) -> Iterator[bytes]:

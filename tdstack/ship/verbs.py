@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from tdstack.attest.keys import public_keys_of, signer_of
 from tdstack.console import emit_json, megabytes, say, table, warn
-from tdstack.engines.base import Engine
 from tdstack.engines.choose import choose_engine
 from tdstack.errors import UsageError
 from tdstack.fork.model import ForkSource
 from tdstack.plan import Plan
 from tdstack.registry.client import registry_of
 from tdstack.registry.reference import parse_repository
+from tdstack.ship.adopt import plan_of_registry
 from tdstack.ship.cache import named_registry
 from tdstack.ship.compress import compression_of
 from tdstack.ship.inventory import inventory
@@ -51,7 +51,13 @@ def push(
     signer = signer_of(options.sign)
     choice = choose_engine(engine)
     say(f"engine: {choice.reason}")
-    made = _whole_plan(workspace, request, source, choice.engine)
+    made = workspace.plan(pinned_base(choice.engine, workspace, request, source), source)
+    if lacking := _without_files(made):
+        raise UsageError(
+            "the image's key depends on a wheel that is not there",
+            where=", ".join(lacking),
+            remedy="name the wheel that it was built with: --wheel FILE; or ask for --triton stock",
+        )
     target = Target(
         registry_of(repository),
         repository,
@@ -87,10 +93,13 @@ def pull(
     keys = public_keys_of(key)
     choice = choose_engine(engine)
     say(f"engine: {choice.reason}")
-    made = _whole_plan(workspace, request, source, choice.engine)
+    request = pinned_base(choice.engine, workspace, request, source)
+    made = workspace.plan(request, source)
+    place = Source(registry_of(repository), repository, made.stack.platform, keys)
+    if _without_files(made):
+        made = plan_of_registry(workspace, request, made, place)
     for note in made.stack.notes:
         warn(note)
-    place = Source(registry_of(repository), repository, made.stack.platform, keys)
     puller = Puller(
         made,
         place,
@@ -149,16 +158,5 @@ def prune(registry: str, keep: Sequence[str], *, yes: bool, as_json: bool) -> No
         say("dry run: --yes deletes them")
 
 
-def _whole_plan(workspace: Workspace, request: Request, source: ForkSource, engine: Engine) -> Plan:
-    """Return a plan whose keys are final.
-
-    Raises: UsageError where Triton-distributed is not there, as its hash is part of the key.
-    """
-    made = workspace.plan(pinned_base(engine, workspace, request, source), source)
-    if lacking := [p.name for p in made.stack.all_packages() if p.file is None]:
-        raise UsageError(
-            "the image's key depends on a wheel that is not there",
-            where=", ".join(lacking),
-            remedy="name it with --wheel FILE, or ask for --triton stock",
-        )
-    return made
+def _without_files(made: Plan) -> list[str]:
+    return [package.name for package in made.stack.all_packages() if package.file is None]

@@ -24,8 +24,9 @@ from tdstack.errors import UpstreamError
 from tdstack.lock.model import LockedDeb, LockedFile
 from tdstack.pipconf import PipConfig, without_credentials
 from tdstack.process import run
+from tdstack.retry import CONNECT_LIMIT_S, SILENCE_LIMIT_S
 
-TIMEOUT_S = (20, 60)
+TIMEOUT_S = (CONNECT_LIMIT_S, SILENCE_LIMIT_S)
 
 
 @dataclass(frozen=True)
