@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,11 @@ from tdstack.assemble.image import CONFIG_TYPE
 from tdstack.attest import dsse, provenance, sbom, signature
 from tdstack.attest.artifacts import Attachment, put_attachment
 from tdstack.attest.attach import attach
-from tdstack.attest.check import check_signature, read_provenance, read_sbom
-from tdstack.attest.contents import contents_of
+from tdstack.attest.check import check_signature, check_statement, read_provenance, read_sbom
+from tdstack.attest.contents import contents_of, planned_contents
 from tdstack.attest.keys import Signer
 from tdstack.attest.layerfiles import read_inside
-from tdstack.attest.provenance import parse_statement
+from tdstack.attest.provenance import BuildFacts, parse_statement, render_statement
 from tdstack.attest.signatures import put_signature, signatures_of
 from tdstack.errors import CheckFailed, IntegrityError, UpstreamError, UsageError
 from tdstack.registry.client import Registry
@@ -163,6 +164,10 @@ def test_several_signers_stand_beside_each_other(pushed: Pushed) -> None:
     assert signed_by(pushed, ONE, TWO) == ONE.public.fingerprint
     found = signatures_of(pushed.registry, pushed.repository, pushed.image)
     assert [f.hint for f in found] == [ONE.public.fingerprint, TWO.public.fingerprint]
+    # cosign looks at the tag alone.
+    at_tag = pushed.registry.document(pushed.repository, signature.tag_of(pushed.image.digest))
+    assert at_tag is not None
+    assert len(ImageManifest.parse(at_tag.data).layers) == 2
     attached(pushed, TWO)
     where = (pushed.registry, pushed.repository, pushed.image)
     assert read_provenance(*where, [TWO.public])[1] == TWO.public.fingerprint
@@ -478,6 +483,50 @@ def test_contents_of_an_image_are_the_plans(pushed: Pushed) -> None:
     files = {f.sha256 for f in pushed.plan.files} | {rootfs.tar.sha256}
     assert {m.sha256 for m in contents.materials} == files
     assert ROOT.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s["subject"].append({"digest": {"sha256": "0" * 64}}), "of another image"),
+        (lambda s: materials(s).pop(3), "is not listed"),
+        (lambda s: materials(s)[3]["digest"].update(sha256="0" * 64), "sha256 000000000000"),
+        (
+            lambda s: materials(s).append(
+                {"uri": "pkg:pypi/evil@1", "name": "evil", "digest": {"sha256": "0" * 64}}
+            ),
+            "evil@1 is not in the image",
+        ),
+        (
+            lambda s: next(m for m in materials(s) if "distributed" in m.get("uri", "")).update(
+                digest={"sha256": "0" * 64}
+            ),
+            "triton_dist-3.4.0-cp311-cp311-linux_x86_64.whl is not listed",
+        ),
+    ],
+)
+def test_a_statement_that_disagrees_with_its_image(
+    change: Callable[[Any], None], words: str
+) -> None:
+    plan = planned(triton="distributed")
+    contents = planned_contents(plan, "0.3.0")
+    facts = BuildFacts("1" * 64, {}, {}, "1.27", "buildah 1", "2" * 64)
+    digest = f"sha256:{'d' * 64}"
+    statement = json.loads(render_statement("r.example/x", digest, contents, facts))
+    true = parse_statement(json.dumps(statement).encode(), "here")
+    check_statement(true, digest, contents, "here")
+    assert true.sbom == facts.sbom
+    change(statement)
+    with pytest.raises(IntegrityError) as caught:
+        check_statement(
+            parse_statement(json.dumps(statement).encode(), "here"), digest, contents, "here"
+        )
+    assert words in str(caught.value)
+
+
+def materials(statement: Any) -> list[Any]:
+    found: list[Any] = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    return found
 
 
 def test_an_image_that_is_gone(pushed: Pushed) -> None:
