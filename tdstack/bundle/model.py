@@ -21,7 +21,7 @@ from tdstack.lock.model import (
 from tdstack.stack import Flavour
 
 SCHEMA: Literal[1] = 1
-MANIFEST, SIGNATURE = "bundle.json", "bundle.dsse"
+MANIFEST, CHECKSUM, SIGNATURE = "bundle.json", "bundle.sha256", "bundle.dsse"
 PAYLOAD_TYPE = "application/vnd.tdstack.bundle.v1+json"
 Contents = Literal["images", "wheelhouse"]
 KINDS: tuple[Contents, ...] = ("images", "wheelhouse")
@@ -84,7 +84,7 @@ class BundleManifest(_Frozen):
     @classmethod
     def _each_once(cls, members: list[Member]) -> list[Member]:
         paths = [m.path for m in members]
-        if len(set(paths)) != len(paths) or {MANIFEST, SIGNATURE} & set(paths):
+        if len(set(paths)) != len(paths) or {MANIFEST, CHECKSUM, SIGNATURE} & set(paths):
             raise ValueError("a path is listed twice")
         return members
 

@@ -13,6 +13,7 @@ from tdstack.assemble.tar import BLOCK, CHUNK
 from tdstack.attest import dsse
 from tdstack.attest.keys import PublicKey
 from tdstack.bundle.model import (
+    CHECKSUM,
     MANIFEST,
     PAYLOAD_TYPE,
     SIGNATURE,
@@ -86,7 +87,10 @@ def _checked(
     if head is None or head.name != MANIFEST:
         got = head.name if head else "no member"
         raise _refused(path, parts, "this is no bundle", expected=MANIFEST, got=got)
-    data = _document(path, parts, head)
+    data, header = _document(path, parts, head), tar.next()
+    checksum = _document(path, parts, header) if header and header.name == CHECKSUM else b""
+    if checksum != f"{hashlib.sha256(data).hexdigest()}\n".encode():
+        raise _refused(path, parts, "the bundle's list of its files is damaged", expected=CHECKSUM)
     try:
         manifest = parse_manifest(data, str(path))
     except IntegrityError as error:
@@ -106,8 +110,11 @@ def _checked(
     if header is not None:
         raise _refused(path, parts, DIFFERS, expected="no more files", got=header.name)
     # Two blocks of zeros end a tar; tarfile is content with less.
-    if parts.read_at(end, BLOCK) + parts.read_at(end + BLOCK, BLOCK) != b"\0" * (2 * BLOCK):
-        raise _refused(path, parts, "the bundle is cut off", expected="the end of a tar")
+    if parts.size != end + 2 * BLOCK or not _zeros(parts, end, 2 * BLOCK):
+        raise _refused(
+            path, parts, "the bundle is cut off, or goes on", expected=f"{end + 2 * BLOCK} bytes",
+            got=f"{parts.size} bytes",
+        )  # fmt: skip
     signed_by = _signer(data, signature, keys, str(path)) if signature and keys else ""
     return OpenedBundle(path, manifest, parts, offsets, signed_by)
 
@@ -115,6 +122,7 @@ def _checked(
 def _document(path: Path, parts: Parts, header: tarfile.TarInfo) -> bytes:
     if not header.isreg() or header.size > MOST_DOCUMENT:
         raise _refused(path, parts, "this is no bundle", got=f"{header.name}, {header.size} bytes")
+    _check_padding(path, parts, header)
     return parts.window(header.offset_data, header.size).read()
 
 
@@ -124,6 +132,7 @@ def _check(path: Path, parts: Parts, header: tarfile.TarInfo, member: Member) ->
         while piece := stream.read(CHUNK):
             digest.update(piece)
     wanted = (member.sha256, member.size, member.executable)
+    _check_padding(path, parts, header)
     got = (digest.hexdigest(), header.size, bool(header.mode & 0o100))
     if got != wanted:
         raise _refused(
@@ -133,6 +142,16 @@ def _check(path: Path, parts: Parts, header: tarfile.TarInfo, member: Member) ->
             expected=f"{member.path}: sha256 {wanted[0]}, {wanted[1]} bytes",
             got=f"sha256 {got[0]}, {got[1]} bytes",
         )
+
+
+def _check_padding(path: Path, parts: Parts, header: tarfile.TarInfo) -> None:
+    begin = header.offset_data + header.size
+    if not _zeros(parts, begin, _end(header) - begin):
+        raise _refused(path, parts, DIFFERS, expected=f"zeros after {header.name}")
+
+
+def _zeros(parts: Parts, begin: int, size: int) -> bool:
+    return parts.window(begin, size).read() == b"\0" * size
 
 
 def _end(header: tarfile.TarInfo) -> int:

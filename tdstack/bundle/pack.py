@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,14 @@ from pathlib import Path
 from tdstack.assemble.tar import BLOCK, CHUNK
 from tdstack.attest import dsse
 from tdstack.attest.keys import Signer
-from tdstack.bundle.model import MANIFEST, PAYLOAD_TYPE, SIGNATURE, BundleManifest, Member
+from tdstack.bundle.model import (
+    CHECKSUM,
+    MANIFEST,
+    PAYLOAD_TYPE,
+    SIGNATURE,
+    BundleManifest,
+    Member,
+)
 from tdstack.bundle.parts import PartWriter
 from tdstack.errors import IntegrityError
 from tdstack.rootfs import SOURCE_DATE_EPOCH
@@ -66,13 +74,15 @@ def write_bundle(
     than it was.
     """
     data = manifest.data()
-    total = sum(_on_tape(f.member.size) for f in files) + _on_tape(len(data)) * 3
+    total = sum(_on_tape(f.member.size) for f in files) + 4 * _on_tape(len(data))
     freed = sum(f.member.size for f in files if f.temporary and _same_disk(f.source, out))
     largest = max((f.member.size for f in files), default=0)
     check_room(out.parent, total - freed + largest if freed else total, "for the bundle")
     writer = PartWriter(out, limit)
     try:
         _write(writer, MANIFEST, data)
+        # Everything else is listed by hash in it, and it in nothing.
+        _write(writer, CHECKSUM, f"{hashlib.sha256(data).hexdigest()}\n".encode())
         if signer:
             _write(writer, SIGNATURE, dsse.seal(PAYLOAD_TYPE, data, signer))
         for file in files:
