@@ -116,6 +116,10 @@ ensure_engine() {
   if [[ ${1:-} == test ]]; then
     command -v buildah >/dev/null || packages+=(buildah crun)
     command -v dockerd >/dev/null || packages+=(docker.io)
+    # And registries on loopback, with and without a password, which another client logs in to.
+    command -v docker-registry >/dev/null || packages+=(docker-registry)
+    command -v htpasswd >/dev/null || packages+=(apache2-utils)
+    command -v skopeo >/dev/null || packages+=(skopeo)
   fi
   command -v git >/dev/null || packages+=(git)
   if ((${#packages[@]} == 0)); then return; fi

@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tdstack.registry.client import Registry
 from tdstack.registry.oci import Descriptor, ImageManifest
 from tdstack.registry.reference import Repository
 from tdstack.ship.compress import Compression, compress
-from tdstack.stack import Request, make_stack
+from tdstack.stack import BaseFacts, CPython, Request, make_stack
 from tdstack.tags import line_tag
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +59,22 @@ def planned(cuda: str = "12.4", triton: str = "stock", arch: str = "sm_80") -> P
         archs=(arch,),
         fork=FORK if triton == "distributed" else None,
     )
+    return make_plan(make_stack(load_lock(ROOT)[0], request), ROOT)
+
+
+@lru_cache(maxsize=4)
+def planned_on(base: str) -> Plan:
+    """Return a plan on another base: `image`, or ours with a Python of its own: `cpython`."""
+    own = LockedFile(name="cpython-3.12.5.tar.gz", sha256="5" * 64, size=9)
+    requests = {
+        "image": Request(
+            base=f"docker.io/library/ubuntu@sha256:{'b' * 64}",
+            base_facts=BaseFacts("/usr/bin/python3.12", "2.39"),
+            python="3.12",
+        ),
+        "cpython": Request(cpython=CPython(own, "3.12", "python", "2.17", "x86_64")),
+    }
+    request = replace(requests[base], triton="stock", torch="none", archs=("sm_80",))
     return make_plan(make_stack(load_lock(ROOT)[0], request), ROOT)
 
 

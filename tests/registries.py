@@ -37,12 +37,12 @@ class RunningRegistry:
         return (self.folder / "log").read_text(errors="replace")
 
 
-def registry_or_skip() -> None:
-    """Skip where the registry is not installed; CI must have it."""
-    if shutil.which(PROGRAM) is None:
+def installed_or_skip(program: str) -> None:
+    """Skip where a program is not installed; CI must have it."""
+    if shutil.which(program) is None:
         if os.environ.get("CI"):
-            pytest.fail(f"{PROGRAM} is missing, and CI must not skip it")
-        pytest.skip(f"{PROGRAM} is not installed")
+            pytest.fail(f"{program} is missing, and CI must not skip it")
+        pytest.skip(f"{program} is not installed")
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def running_registry(
 
     `http` and `auth` are merged into those parts of its configuration.
     """
-    registry_or_skip()
+    installed_or_skip(PROGRAM)
     folder.mkdir(parents=True)
     port = free_port()
     config = {
@@ -97,10 +97,7 @@ def running_registry(
 
 def password_file(folder: Path, user: str, password: str) -> Path:
     """Write a password for `running_registry(auth={"htpasswd": ...})`; return the file."""
-    if shutil.which("htpasswd") is None:
-        if os.environ.get("CI"):
-            pytest.fail("htpasswd is missing, and CI must not skip it")
-        pytest.skip("htpasswd is not installed")
+    installed_or_skip("htpasswd")
     # bcrypt is the only kind that the registry takes; 4 is its least work.
     command = ["htpasswd", "-niB", "-C", "4", user]
     done = subprocess.run(command, input=password, text=True, capture_output=True, check=True)

@@ -20,7 +20,7 @@ from tdstack.lock.model import Lock
 from tdstack.plan import Plan, make_plan, slice_of
 from tdstack.stack import FLAVOURS, Request, make_stack
 from tdstack.wheelhouse.store import Store, file_of
-from tests.attested import FORK, kernels_files, planned
+from tests.attested import FORK, kernels_files, planned, planned_on
 from tests.conftest import MakeWheel
 from tests.json_schema import errors
 
@@ -133,6 +133,22 @@ def test_a_fork_that_is_not_there_yet_has_no_hash_but_its_commit(lock: Lock, roo
     triton = by_purl(bill_of(plan, lock))[f"pkg:pypi/triton@{version}"]
     assert "hashes" not in triton
     assert triton["pedigree"]["commits"] == [{"uid": lock.triton_distributed.commit}]
+
+
+def test_another_base_is_named_by_its_digest(lock: Lock) -> None:
+    bill = bill_of(planned_on("image"), lock)
+    assert errors(bill, "bom-1.6") == []
+    base = next(c for c in bill["components"] if c["type"] == "container")
+    assert base["name"] == "docker.io/library/ubuntu"
+    assert base["hashes"][0]["content"] == "b" * 64
+    assert not any(c["purl"].startswith("pkg:deb") for c in bill["components"])
+
+
+def test_a_stand_alone_python_is_listed(lock: Lock) -> None:
+    bill = bill_of(planned_on("cpython"), lock)
+    assert errors(bill, "bom-1.6") == []
+    (python,) = [c for c in bill["components"] if c["type"] == "platform"]
+    assert (python["version"], python["hashes"][0]["content"]) == ("3.12", "5" * 64)
 
 
 def test_the_kernels_and_what_compiled_them(lock: Lock) -> None:

@@ -34,7 +34,7 @@ from tdstack.registry.oci import ImageManifest
 from tdstack.registry.reference import Reference, Repository
 from tdstack.wheelhouse.store import Store
 from tdstack.workspace import Workspace
-from tests.attested import ROOT, Pushed, kernels_files, planned, signer_of
+from tests.attested import ROOT, Pushed, kernels_files, planned, planned_on, signer_of
 from tests.json_schema import errors
 from tests.registries import RunningRegistry, plain_registry, running_registry  # noqa: F401
 
@@ -118,6 +118,14 @@ def test_a_true_image(cuda: str, flavour: str, place: tuple[Registry, Repository
         assert states(report) == dict.fromkeys(ALL, "ok")
         assert report.code == 0
         assert report.signed_by == ONE.public.fingerprint
+
+
+@pytest.mark.parametrize("base", ["image", "cpython"])
+def test_a_true_image_on_another_base(base: str, place: tuple[Registry, Repository]) -> None:
+    pushed = Pushed(*place, planned_on(base))
+    vouch(pushed)
+    report = report_on(pushed, tag="")
+    assert states(report) == dict.fromkeys(ALL, "ok")
 
 
 def test_without_a_key_nobody_vouches(pushed: Pushed, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,8 @@ from tdstack.plan import Plan, make_plan, slice_of
 from tdstack.registry.client import registry_of
 from tdstack.registry.reference import parse_repository
 from tdstack.ship.adopt import fork_of
-from tdstack.ship.push import Pusher, Target
+from tdstack.ship.push import Pusher
+from tdstack.ship.target import Target
 from tdstack.stack import Request, make_stack
 from tdstack.wheelhouse.store import Store
 from tdstack.workspace import Workspace

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from tdstack.assemble.image import Image
+from tdstack.engines.base import Engine
 from tdstack.errors import (
     ExitCode,
     HostError,
     IntegrityError,
     TdstackError,
-    UpstreamError,
 )
 from tdstack.fork.model import ANYWHERE
 from tdstack.plan import LABEL, Plan, slice_of
@@ -29,8 +35,9 @@ from tdstack.registry.reference import Reference, Repository, parse_repository
 from tdstack.ship import verbs
 from tdstack.ship.names import full_tag, rolling_tags
 from tdstack.ship.pull import PullReport
-from tdstack.ship.push import PushReport
+from tdstack.ship.records import Records
 from tdstack.ship.resolve import resolve
+from tdstack.ship.target import PushReport
 from tdstack.stack import Request
 from tdstack.wheelhouse.store import Store
 from tdstack.workspace import Workspace
@@ -129,12 +136,13 @@ def shipped(ready: Shipped) -> Shipped:
 
 
 def make_key(path: Path) -> None:
-    for command in (
-        ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(path)],
-        ["openssl", "pkey", "-in", str(path), "-pubout", "-out", str(path.with_suffix(".pub"))],
-    ):
-        subprocess.run(command, check=True, capture_output=True)
+    """Write an ed25519 key and, as .pub beside it, its public half."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    path.write_bytes(private)
     path.chmod(0o600)
+    path.with_suffix(".pub").write_bytes(public)
 
 
 @contextmanager
@@ -458,6 +466,36 @@ def test_a_push_sends_nothing_twice_and_exports_nothing_that_is_there(
         shipped.push(at=f"{shipped.running.host}/elsewhere/tdstack")
 
 
+def test_a_small_new_layer_alone_is_read_out_of_the_engine(
+    shipped: Shipped, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    load_tiny(shipped.plan, shipped.host.engine, tmp_path)
+    layers = shipped.images["kernels"].steps
+    new = layers[3].blob
+    at = f"{shipped.running.host}/partly/tdstack"
+    # What a first push had sent of them, before it was cut off.
+    records, sent = Records(shipped.store), shipped.manifest()
+    for step, blob in zip(layers, sent.layers, strict=True):
+        if step.blob != new:
+            records.put(step.blob.digest, "zstd", blob)
+            for name in shipped.images:
+                home = parse_repository(at).child(name)
+                shipped.registry.put_blob(home, b"", blob, shipped.repository)
+    skipped: list[frozenset[str]] = []
+    export = type(shipped.host.engine).export
+
+    def watched(self: Engine, ref: str, layout: Path, skip: frozenset[str]) -> Image:
+        skipped.append(skip)
+        return export(self, ref, layout, skip)
+
+    monkeypatch.setattr("tdstack.engines.buildah.Buildah.export", watched)
+    report = shipped.push(at=at)
+    assert skipped == [frozenset(s.blob.digest for s in layers[:3])]
+    assert report.sent == sent.layers[3].size
+    shipped.host.wipe()
+    assert shipped.pull(at=at).image_id == shipped.images["kernels"].id
+
+
 def test_another_image_under_a_key_is_refused_and_forced(shipped: Shipped, tmp_path: Path) -> None:
     at = f"{shipped.running.host}/replaced/tdstack"
     load_tiny(shipped.plan, shipped.host.engine, tmp_path / "1")
@@ -523,6 +561,3 @@ def test_tags_are_indexes_and_other_platforms_stay(shipped: Shipped, tmp_path: P
     full = shipped.registry.document(shipped.repository, full_tag(shipped.plan))
     assert full
     assert len(Index.parse(full.data).manifests) == 1
-
-
-__all__ = ["UpstreamError", "os"]

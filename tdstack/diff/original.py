@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdstack.assemble.tar import CHUNK
+from tdstack.assemble.stored import steps_of
 from tdstack.attest.inside import read_engine
 from tdstack.attest.layerfiles import read_inside
 from tdstack.attest.lockslice import LockSlice
@@ -56,7 +57,10 @@ def find_original(engine: Engine, ref: str, platform: str) -> Original:
 
 def export_layers(engine: Engine, ref: str, wanted: Collection[str], folder: Path) -> None:
     """Write layer tars of an engine's image into `folder`, each under its hex digits."""
-    engine.export(ref, folder / "layout")
+    stored = engine.image(ref)
+    assert stored is not None
+    told = {step.blob.digest for step in steps_of(stored.labels)}
+    engine.export(ref, folder / "layout", told - set(wanted))
     for path in (folder / "layout" / "blobs" / "sha256").iterdir():
         if f"sha256:{path.name}" in wanted:
             path.replace(folder / path.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -119,8 +119,12 @@ class Engine(Protocol):
         """
         ...
 
-    def export(self, ref: str, layout: Path) -> Image:
-        """Write the image into the OCI layout, layers uncompressed; return its description."""
+    def export(self, ref: str, layout: Path, skip: Collection[str] = ()) -> Image:
+        """Write the image into the OCI layout, layers uncompressed; return its description.
+
+        Layers whose diff ids are in `skip` need not come; with it, the image must be one of ours,
+        whose labels say how large they are.
+        """
         ...
 
     def owner(self) -> str:

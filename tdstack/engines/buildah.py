@@ -8,14 +8,14 @@ import resource
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 
 from tdstack.assemble.image import Image, write_layout
 from tdstack.engines.base import Probe, RunRequest, RunResult, StoredImage
-from tdstack.engines.export import adopt_folder
+from tdstack.engines.export import adopt_folder, adopt_layout, prepare_layout
 from tdstack.errors import HostError, UpstreamError
 from tdstack.process import last_words, run
 
@@ -107,11 +107,16 @@ class Buildah:
         assert stored is not None
         return f"{ref.split('@')[0]}@{stored.digest}"
 
-    def export(self, ref: str, layout: Path) -> Image:
+    def export(self, ref: str, layout: Path, skip: Collection[str] = ()) -> Image:
         """Write the image into the OCI layout, layers uncompressed."""
-        # An oci: target compresses whatever it is told; a dir: one takes layers as they are.
+        # An oci: target compresses whatever it is told; a dir: one takes layers as they are. But
+        # an oci: one leaves layers out that it has, and takes a file's name for that.
         saved = layout.parent / f"saved-{uuid.uuid4().hex[:8]}"
         try:
+            if skip:
+                prepare_layout(saved, skip)
+                self._must(self._run(["buildah", "push", "--quiet", ref, f"oci:{saved}"]))
+                return adopt_layout(saved, layout)
             self._must(
                 self._run(
                     ["buildah", "push", "--quiet", "--disable-compression", ref, f"dir:{saved}"]

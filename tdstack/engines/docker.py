@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,8 @@ class Docker:
         digests = [d for d in pulled.attrs.get("RepoDigests") or [] if d.startswith(repository)]
         return str(digests[0]) if digests else ref
 
-    def export(self, ref: str, layout: Path) -> Image:
-        """Write the image into the OCI layout, layers uncompressed."""
+    def export(self, ref: str, layout: Path, skip: Collection[str] = ()) -> Image:
+        """Write the image into the OCI layout, layers uncompressed; the daemon gives them all."""
         blobs = layout / "blobs" / "sha256"
         blobs.mkdir(parents=True, exist_ok=True)
         saved = blobs.parent / "saved.tar"

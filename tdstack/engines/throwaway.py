@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -108,9 +108,9 @@ class Renamed:
         """Bring `ref` from its registry."""
         return self._engine.pull(ref)
 
-    def export(self, ref: str, layout: Path) -> Image:
+    def export(self, ref: str, layout: Path, skip: Collection[str] = ()) -> Image:
         """Write the image into the OCI layout."""
-        return self._engine.export(self.renamed(ref), layout)
+        return self._engine.export(self.renamed(ref), layout, skip)
 
     def owner(self) -> str:
         """Return the user whose files belong to us."""

@@ -45,7 +45,7 @@ class BlobReader(io.RawIOBase):
 
     Size and sha256 are checked before the last byte is given out. A `with` block that ends
     without an error has checked them even if the reader left bytes unread. `begin` bytes that
-    the caller holds are not asked for; `seen` is the hash over them.
+    the caller holds are not asked for; `seen` is the hash over them. `where` is for errors.
     Raises: IntegrityError for other bytes; UpstreamError when the registry fails for good.
     """
 
@@ -57,7 +57,9 @@ class BlobReader(io.RawIOBase):
         progress: Progress,
         begin: int = 0,
         seen: hashlib._Hash | None = None,
+        where: str = "",
     ) -> None:
+        self._where = where
         self._descriptor = descriptor
         self._opener = opener
         self._patience = patience
@@ -175,6 +177,7 @@ class BlobReader(io.RawIOBase):
         descriptor = self._descriptor
         return IntegrityError(
             "the registry's blob is not the one that the manifest names",
+            where=self._where,
             expected=f"{descriptor.digest}, {descriptor.size} bytes",
             got=got,
             remedy="delete the blob in the registry and push the image again; do not trust the "

@@ -152,7 +152,8 @@ class Http:
                 allow_redirects=False,
             )
         except requests.RequestException as error:
-            raise failure(error, url) from error
+            # `from None`: requests' text has whole addresses, and a storage's are as good as a key.
+            raise failure(error, url) from None
         if answer.status_code in BUSY:
             wait = asked_wait_s(answer.headers.get("Retry-After", ""))
             answer.close()
@@ -162,7 +163,7 @@ class Http:
 
 def failure(error: Exception, url: str) -> Exception:
     """Return what a failure of a connection means: a TransientError, or an UpstreamError."""
-    text = without_credentials(str(error))
+    text = re.sub(r"\?[^\s)'\"]*", "", without_credentials(str(error)))
     if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
         return UpstreamError(
             "the certificate is not trusted",
@@ -186,18 +187,13 @@ def failure(error: Exception, url: str) -> Exception:
             "~/.config/containers/certs.d/HOST/",
         )
     if isinstance(error, BROKEN):
-        return TransientError(f"{type(error).__name__}: {shown_error(text)}")
-    return UpstreamError("the request failed", where=shown(url), got=shown_error(text))
+        return TransientError(f"{type(error).__name__}: {text[:200]}")
+    return UpstreamError("the request failed", where=shown(url), got=text[:200])
 
 
 def shown(url: str) -> str:
     """Return an address without what may be secret in it: user, password, query."""
     return without_credentials(url).split("?")[0]
-
-
-def shown_error(text: str) -> str:
-    """Return the text of a failure without the queries of addresses in it."""
-    return re.sub(r"\?[^\s)'\"]*", "", text)[:200]
 
 
 def read_all(answer: requests.Response, limit: int, url: str) -> bytes:
@@ -217,7 +213,7 @@ def read_all(answer: requests.Response, limit: int, url: str) -> bytes:
                         expected=f"at most {limit} bytes",
                     )
     except requests.RequestException as error:
-        raise failure(error, url) from error
+        raise failure(error, url) from None
     return bytes(data)
 
 

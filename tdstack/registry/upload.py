@@ -87,6 +87,17 @@ class _Piece(io.RawIOBase):
         return block
 
 
+def has_blob(api: Api, path: str, digest: str) -> bool:
+    """Return whether the repository at `path` has the blob.
+
+    Raises: UpstreamError.
+    """
+    answer = api.ask("HEAD", f"{path}/blobs/{digest}", Access(path))
+    if answer.status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
+        return answer.status == HTTPStatus.OK
+    raise api.unexpected("say whether it has a blob", answer)
+
+
 class _RefusedError(Exception):
     """The registry forgot the upload, or it has not become this blob; begin anew."""
 
@@ -139,19 +150,13 @@ class Upload:
             except _RefusedError as error:
                 location, reason = "", TransientError(str(error))
             if not location:
-                if self.present():  # only the answer was lost, or another client was faster
+                if has_blob(
+                    self._api, self._path, self._descriptor.digest
+                ):  # only the answer was lost, or another client was faster
                     return True
                 self._api.again(self._what, reason, beginnings)
                 location, at = self._begin(None), 0
                 self._tell(0)
-
-    def present(self) -> bool:
-        """Return whether the repository has the blob."""
-        path = f"{self._path}/blobs/{self._descriptor.digest}"
-        answer = self._api.ask("HEAD", path, Access(self._path))
-        if answer.status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
-            return answer.status == HTTPStatus.OK
-        raise self._api.unexpected("say whether it has a blob", answer)
 
     def _in_one(self, at: int) -> bool:
         return at == 0 and self._descriptor.size <= self._piece

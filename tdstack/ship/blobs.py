@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from pathlib import Path
+from threading import Lock
 
 from tdstack.assemble.tar import CHUNK
 from tdstack.errors import HostError, IntegrityError
@@ -46,6 +47,7 @@ class Blobs:
     ) -> None:
         self._registry, self._store = registry, store
         self._progress, self._stopped = progress or Quiet(), stopped
+        self._counting = Lock()
         self.fetched = 0
 
     def get(self, repository: Repository, blob: Descriptor, name: str = "blob") -> Path:
@@ -107,7 +109,8 @@ class Blobs:
                 if self._stopped():
                     raise CancelledError
                 out.write(piece)
-                self.fetched += len(piece)
+                with self._counting:
+                    self.fetched += len(piece)
                 self._progress.advance(file, len(piece))
 
 

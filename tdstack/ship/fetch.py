@@ -37,8 +37,10 @@ def fetch_image(
     layers = dict(zip(config.diff_ids, manifest.layers, strict=True))
     # What is skipped must have a size from elsewhere: the label of an image of ours says it.
     wanted = [d for d in layers if not (d in skip and d in config.sizes)]
-    with Workers() as workers:
-        blobs = Blobs(registry, store or Store(default_cache()), stopped=workers.stopped)
+    store = store or Store(default_cache())
+    # One at a time, as in a pull: what one no longer needs of the store another may need.
+    with store.locked("pull"), Workers() as workers:
+        blobs = Blobs(registry, store, stopped=workers.stopped)
 
         def bring(diff_id: str) -> int:
             blob = layers[diff_id]
@@ -47,6 +49,5 @@ def fetch_image(
 
         coming = {diff_id: workers.submit(bring, diff_id) for diff_id in wanted}
         sizes = {diff_id: future.result() for diff_id, future in coming.items()}
-    image = config.image({**config.sizes, **sizes})
-    blobs.forget(manifest.layers)
-    return image
+        blobs.forget(manifest.layers)
+    return config.image({**config.sizes, **sizes})

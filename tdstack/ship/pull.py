@@ -194,6 +194,7 @@ class Puller:
         return 0, ()
 
     def _finish(self, names: Names, ref: str, tags: Sequence[str]) -> None:
+        self.say("  verifying in the image")
         with self._watch.step("verify"):
             self._checks = len(self.verify(ref))
         for tag in tags:

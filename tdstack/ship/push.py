@@ -7,11 +7,6 @@ half an image. What an interrupted push brought there is found by the next one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tdstack.assemble.image import CONFIG_TYPE, Image
 from tdstack.assemble.stored import described
@@ -19,66 +14,19 @@ from tdstack.console import Stopwatch
 from tdstack.engines.base import Engine
 from tdstack.errors import HostError, IntegrityError
 from tdstack.plan import LABEL, Layer, Plan
-from tdstack.registry.client import Registry
-from tdstack.registry.oci import Descriptor, ImageManifest
+from tdstack.registry.oci import Descriptor, Document, ImageManifest
 from tdstack.registry.reference import Repository
-from tdstack.ship.blobs import Blobs, check_room
-from tdstack.ship.compress import MEDIA_TYPES, Compression, compress
+from tdstack.ship.blobs import Blobs
+from tdstack.ship.compress import MEDIA_TYPES
 from tdstack.ship.index import index_of
 from tdstack.ship.names import full_tag, layer_reference, rolling_tags
 from tdstack.ship.records import Records
 from tdstack.ship.resolve import find
-from tdstack.ship.scratch import scratch
-from tdstack.ship.workers import Workers
+from tdstack.ship.send import Sender
+from tdstack.ship.target import Place, PushReport, Target
 from tdstack.workspace import Workspace
 
-if TYPE_CHECKING:
-    from tdstack.attest.keys import Signer
-
-
-@dataclass
-class PushReport:
-    """What a push did. Sizes are in bytes of blobs as they are on the wire, times in seconds.
-
-    `layers` says of each layer whether its image was `present` or `pushed`.
-    """
-
-    ref: str
-    tags: tuple[str, ...]
-    digest: str = ""
-    image_id: str = ""
-    layers: dict[str, str] = field(default_factory=dict)
-    sent: int = 0
-    mounted: int = 0
-    present: int = 0
-    attached: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the report as JSON-ready data."""
-        times = {name: round(value, 2) for name, value in self.seconds.items()}
-        both = {"tags": list(self.tags), "attached": list(self.attached), "seconds": times}
-        return vars(self) | both
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a push goes, and how. `recompress` replaces layers that are there in another form."""
-
-    registry: Registry
-    repository: Repository
-    compression: Compression = "zstd"
-    recompress: bool = False
-    signer: Signer | None = None
-    force: bool = False
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A compressed layer and a repository that has it."""
-
-    blob: Descriptor
-    repository: Repository
+__all__ = ["PushReport", "Pusher", "Target"]
 
 
 class Pusher:
@@ -97,7 +45,7 @@ class Pusher:
         self._say = say
         self._records = Records(self._store)
         self._watch = Stopwatch()
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, Place] = {}
         repository = target.repository
         tags = (full_tag(plan), *rolling_tags(plan))
         self._report = PushReport(f"{repository}:{tags[0]}", tags)
@@ -163,11 +111,12 @@ class Pusher:
                 "other than the lock's give other bytes); --force replaces the registry's",
             )
         wanted = MEDIA_TYPES[target.compression]
-        pairs = list(zip(image.steps, manifest.layers, strict=True))
-        if target.recompress and any(blob.media_type != wanted for _, blob in pairs):
+        pairs = list(zip(image.steps, manifest.layers, strict=False))
+        other = target.recompress and any(blob.media_type != wanted for _, blob in pairs)
+        if other or len(manifest.layers) != len(image.steps):
             return None
         for step, blob in pairs:
-            self._places.setdefault(step.blob.digest, _Place(blob, reference.repository))
+            self._places.setdefault(step.blob.digest, Place(blob, reference.repository))
         return descriptor
 
     def _absent(self, images: list[tuple[Layer, Image]]) -> list[str]:
@@ -181,7 +130,7 @@ class Pusher:
                     continue
                 blob = self._records.get(diff_id, self._target.compression)
                 if blob and self._target.registry.has_blob(repository, blob.digest):
-                    self._places[diff_id] = _Place(blob, repository)
+                    self._places[diff_id] = Place(blob, repository)
                     self._report.present += blob.size
                 else:
                     absent.append(diff_id)
@@ -196,62 +145,25 @@ class Pusher:
         layer, image = next(
             pair for pair in images if set(absent) <= {s.blob.digest for s in pair[1].steps}
         )
-        with ExitStack() as stack:
-            layout = stack.enter_context(
-                scratch(self._store, self._engine, "push", self._plan.final.key)
-            )
-            check_room(self._store.root, image.size, "for the image on its way")
-            with self._watch.step("export"):
-                self._say(f"  reading {layer.ref} out of {self._engine.name}")
-                self._engine.export(layer.ref, layout)
-            folder = layout / "blobs" / "sha256"
-            for path in folder.iterdir():  # only what is sent needs the room
-                if f"sha256:{path.name}" not in absent:
-                    path.unlink()
-            workers = stack.enter_context(Workers())
-            sending: list[Future[None]] = []
-            for diff_id in absent:
-                with self._watch.step("compress"):
-                    made, blob = self._compress(folder, diff_id)
-                sending.append(workers.submit(self._send_one, made, blob, homes[diff_id], diff_id))
-                if len(sending) > 2:
-                    sending[-3].result()  # or compressed layers would pile up on the disk
-            with self._watch.step("send"):
-                for future in sending:
-                    future.result()
-
-    def _compress(self, folder: Path, diff_id: str) -> tuple[Path, Descriptor]:
-        source = folder / diff_id.removeprefix("sha256:")
-        made = source.with_suffix(".packed")
-        with source.open("rb") as stream, made.open("wb") as out:
-            packed = compress(stream, out, self._target.compression, diff_id)
-        source.unlink()
-        blob = Descriptor(packed.media_type, packed.digest, packed.size)
-        self._records.put(diff_id, self._target.compression, blob)
-        return made, blob
-
-    def _send_one(self, made: Path, blob: Descriptor, home: Repository, diff_id: str) -> None:
-        if self._target.registry.put_blob(home, made, blob):
-            self._report.sent += blob.size
-        else:
-            self._report.present += blob.size
-        made.unlink()
-        self._places[diff_id] = _Place(blob, home)
-        self._say(f"  sent {blob.size / 1e6:9,.1f} MB  {blob.digest[7:19]} to {home.path}")
+        sender = Sender(self._target, self._engine, self._store, self._say, self._watch)
+        for sent in sender.send(layer.ref, image, {d: homes[d] for d in absent}):
+            self._places[sent.diff_id] = sent.place
+            if sent.anew:
+                self._report.sent += sent.place.blob.size
+            else:
+                self._report.present += sent.place.blob.size
 
     def _name_layer(self, layer: Layer, image: Image) -> None:
         reference = layer_reference(self._target.repository, layer)
-        manifest = self._manifest(reference.repository, image)
-        self._attach(reference.repository, manifest, None)
-        document = self._target.registry.document(reference.repository, manifest.digest)
-        assert document is not None
+        document = self._put_manifest(reference.repository, image)
+        self._attach(reference.repository, document.descriptor(), None)
         self._target.registry.put_document(reference.repository, reference.tag, document)
         self._say(f"  {layer.name:8} {reference}")
 
     def _name_final(self, image: Image) -> None:
         target, platform = self._target, self._plan.stack.platform
         repository = target.repository
-        manifest = self._manifest(repository, image)
+        manifest = self._put_manifest(repository, image).descriptor()
         self._report.digest, self._report.image_id = manifest.digest, image.id
         self._report.attached = self._attach(repository, manifest, self._plan)
         full, *rolling = self._report.tags
@@ -262,8 +174,8 @@ class Pusher:
             if before is None or before.digest != index.digest:
                 target.registry.put_document(repository, tag, index)
 
-    def _manifest(self, repository: Repository, image: Image) -> Descriptor:
-        """Make a repository hold an image; return its manifest's descriptor."""
+    def _put_manifest(self, repository: Repository, image: Image) -> Document:
+        """Make a repository hold an image, without a tag; return its manifest."""
         for step in image.steps:
             self._bring(repository, self._places[step.blob.digest])
         data = image.config()
@@ -272,9 +184,9 @@ class Pusher:
         blobs = tuple(self._places[step.blob.digest].blob for step in image.steps)
         document = ImageManifest(config, blobs).document()
         self._target.registry.put_document(repository, document.digest, document)
-        return document.descriptor()
+        return document
 
-    def _bring(self, repository: Repository, place: _Place) -> None:
+    def _bring(self, repository: Repository, place: Place) -> None:
         """Mount a blob from the repository that has it, or carry it over where that is refused."""
         registry, blob = self._target.registry, place.blob
         if place.repository == repository:

@@ -12,10 +12,13 @@ from tdstack.wheelhouse.store import Store
 
 
 @contextmanager
-def scratch(store: Store, engine: Engine, purpose: str, key: str) -> Iterator[Path]:
-    """Yield an empty OCI layout; hold the lock of this purpose and key against other processes."""
-    with store.locked(f"{purpose}-{key[:32]}"):
-        folder = store.work() / f"{purpose}-{key[:20]}"
+def scratch(store: Store, engine: Engine, purpose: str) -> Iterator[Path]:
+    """Yield an empty OCI layout; hold the store's lock of this purpose, `pull` or `push`.
+
+    One at a time: what one pull no longer needs of the store, another may be about to read.
+    """
+    with store.locked(purpose):
+        folder = store.work() / purpose
         # A load that was killed leaves the name that it had given for its own use.
         stray = [f"localhost/{link.name}:latest" for link in folder.glob("tdstack-load-*")]
         shutil.rmtree(folder, ignore_errors=True)

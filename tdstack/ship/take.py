@@ -66,9 +66,7 @@ class Taker:
         _check_chain(wanted)
         top = wanted[-1].remote
         with ExitStack() as stack:
-            layout = stack.enter_context(
-                scratch(self.store, self.engine, "pull", self.plan.final.key)
-            )
+            layout = stack.enter_context(scratch(self.store, self.engine, "pull"))
             pending = self._pending(wanted, held)
             progress = stack.enter_context(FetchProgress(len(pending)))
             workers = stack.enter_context(Workers())

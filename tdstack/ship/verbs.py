@@ -19,8 +19,9 @@ from tdstack.ship.compress import compression_of
 from tdstack.ship.inventory import inventory
 from tdstack.ship.prune import decide
 from tdstack.ship.pull import Puller, PullReport
-from tdstack.ship.push import Pusher, PushReport, Target
+from tdstack.ship.push import Pusher
 from tdstack.ship.remote import Source
+from tdstack.ship.target import PushReport, Target
 from tdstack.stack import Request
 from tdstack.verbs import pinned_base, verify_image
 from tdstack.workspace import Workspace
