@@ -28,11 +28,15 @@ from tdstack.bundle.model import BundleManifest, Member, parse_manifest
 from tdstack.bundle.opened import open_bundle
 from tdstack.bundle.pack import packed, write_bundle
 from tdstack.bundle.parts import Parts, PartWriter, parse_size
+from tdstack.bundle.shelf import Shelf
 from tdstack.bundle.unpack import lay_out
 from tdstack.bundle.wheelhouse import into_store
 from tdstack.engines.base import RunRequest
 from tdstack.errors import HostError, IntegrityError, TdstackError, UsageError
 from tdstack.plan import PREFIX, Plan
+from tdstack.registry.client import Registry, registry_of
+from tdstack.registry.reference import parse_reference
+from tdstack.ship.resolve import resolve
 from tdstack.stack import Package
 from tdstack.wheelhouse.store import Store, file_of, sha256_of
 from tdstack.workspace import Workspace
@@ -268,6 +272,11 @@ class TestImages:
         assert sent.code == 0, sent.err
         twice = host.invoke(*unpack, "--registry", at, "--json")
         assert (twice.code, twice.report["sent"]) == (0, 0), twice.err
+        assert attachments(f"{at}:{plan.final.tags[1].rpartition(':')[2]}") == {
+            "application/vnd.cyclonedx+json",
+            "application/vnd.dsse.envelope.v1+json",
+            "application/vnd.dev.cosign.artifact.sig.v1+json",
+        }
         host.wipe()
         keyed = ["--registry", at, "--key", str(public)]
         assert host.invoke("pull", *OPTIONS, *keyed).code == 0
@@ -341,6 +350,18 @@ class TestImages:
         finally:
             subprocess.run(["umount", str(small)], check=True)
         assert not list((host.cache / "work").iterdir())
+
+
+def test_a_shelf_answers_every_question_that_a_registry_does() -> None:
+    asked = {n for n, value in vars(Registry).items() if n[0] != "_" and callable(value)}
+    assert asked - set(vars(Shelf)) == {"get_blob"}  # which asks open_blob
+
+
+def attachments(text: str) -> set[str]:
+    reference = parse_reference(text)
+    registry = registry_of(reference.repository)
+    image, _ = resolve(registry, reference, "linux/amd64")
+    return {d.artifact_type for d in registry.referrers(reference.repository, image.digest)}
 
 
 def offline(host: Host, *arguments: str) -> Ended:

@@ -77,7 +77,7 @@ class Shelf(Registry):
         self.host = ROOT.host
         self._files, self._folder = files, folder
         self._lock = threading.Lock()
-        self._documents: dict[tuple[str, str], Descriptor] = {}
+        self._held: dict[tuple[str, str], Descriptor] = {}
         self._tags: dict[tuple[str, str], str] = {}
         if folder is None:
             self._load()
@@ -87,7 +87,7 @@ class Shelf(Registry):
         digest = (
             reference if is_digest(reference) else self._tags.get((_place(repository), reference))
         )
-        found = self._documents.get((_place(repository), digest or ""))
+        found = self._held.get((_place(repository), digest or ""))
         if found is None:
             return None
         data = self.get_blob(repository, found)
@@ -175,7 +175,7 @@ class Shelf(Registry):
     ) -> list[Descriptor]:
         """Return the manifests whose subject is `digest`, of one artifact type or of all."""
         found = []
-        for (place, _), descriptor in sorted(self._documents.items()):
+        for (place, _), descriptor in sorted(self._held.items()):
             if place != _place(repository) or descriptor.media_type in INDEX_TYPES:
                 continue
             if artifact_type and descriptor.artifact_type != artifact_type:
@@ -198,13 +198,13 @@ class Shelf(Registry):
 
     def places(self) -> list[Repository]:
         """Return the repositories that hold something, sorted."""
-        names = {place for place, _ in self._documents}
+        names = {place for place, _ in self._held}
         return [ROOT.child(name) if name else ROOT for name in sorted(names)]
 
     def documents(self, repository: Repository) -> list[Descriptor]:
         """Return every document of a repository, by digest."""
         place = _place(repository)
-        return [d for (at, _), d in sorted(self._documents.items()) if at == place]
+        return [d for (at, _), d in sorted(self._held.items()) if at == place]
 
     def save(self) -> None:
         """Write index.json; equal contents give equal bytes.
@@ -213,7 +213,7 @@ class Shelf(Registry):
         """
         assert self._folder is not None
         entries = []
-        for (place, digest), descriptor in sorted(self._documents.items()):
+        for (place, digest), descriptor in sorted(self._held.items()):
             tags = sorted(t for (at, t), d in self._tags.items() if (at, d) == (place, digest))
             for tag in tags or [""]:
                 name = {NAME: f"{place}:{tag}" if place else tag} if tag else {}
@@ -225,10 +225,10 @@ class Shelf(Registry):
         self.put_blob(repository, document.data, document.descriptor())
         place = _place(repository)
         with self._lock:
-            held = self._documents.get((place, document.digest))
+            held = self._held.get((place, document.digest))
             # A manifest may tell no artifact type of its own; whoever lists it does.
             kind = kind or (held.artifact_type if held else "")
-            self._documents[place, document.digest] = replace(
+            self._held[place, document.digest] = replace(
                 document.descriptor(), artifact_type=kind
             )
             if tag:
@@ -241,7 +241,7 @@ class Shelf(Registry):
             index = Index.parse(stream.read())
         for entry in index.manifests:
             place, name = entry.annotations.get(PLACE, ""), entry.annotations.get(NAME, "")
-            self._documents[place, entry.digest] = replace(entry, annotations={})
+            self._held[place, entry.digest] = replace(entry, annotations={})
             if name:
                 self._tags[place, name.rpartition(":")[2]] = entry.digest
 

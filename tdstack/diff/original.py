@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdstack.assemble.tar import CHUNK
 from tdstack.assemble.stored import steps_of
+from tdstack.assemble.tar import CHUNK
 from tdstack.attest.inside import read_engine
 from tdstack.attest.layerfiles import read_inside
 from tdstack.attest.lockslice import LockSlice
