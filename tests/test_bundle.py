@@ -29,19 +29,22 @@ from tdstack.bundle.opened import open_bundle
 from tdstack.bundle.pack import packed, write_bundle
 from tdstack.bundle.parts import Parts, PartWriter, parse_size
 from tdstack.bundle.shelf import Shelf
-from tdstack.bundle.unpack import lay_out
+from tdstack.bundle.unpack import lay_out, plan_of_bundle
 from tdstack.bundle.wheelhouse import into_store
 from tdstack.engines.base import RunRequest
 from tdstack.errors import HostError, IntegrityError, TdstackError, UsageError
+from tdstack.fork.model import ForkSource
 from tdstack.plan import PREFIX, Plan
 from tdstack.registry.client import Registry, registry_of
 from tdstack.registry.reference import parse_reference
 from tdstack.ship.resolve import resolve
-from tdstack.stack import Package
+from tdstack.stack import Package, Request
 from tdstack.wheelhouse.store import Store, file_of, sha256_of
 from tdstack.workspace import Workspace
+from tests.conftest import MakeWheel
 from tests.registries import RunningRegistry, plain_registry
 from tests.shipped import OPTIONS, ROOT, Ended, Host, buildah_host, load_tiny, tiny_plan
+from tests.triton_wheels import FORK_BACKENDS, FORK_FILES, TAG
 
 __all__ = ["plain_registry"]
 
@@ -211,6 +214,22 @@ class TestWheelhouse:
         assert (out / "checkout/tasks.py").read_bytes() == (ROOT / "tasks.py").read_bytes()
         assert os.access(out / "checkout/scripts/bootstrap.sh", os.X_OK)
         assert not (out / "checkout/.git").exists()
+
+    def test_what_no_lock_names_travels_too(self, tmp_path: Path, make_wheel: MakeWheel) -> None:
+        fork = make_wheel(
+            tmp_path, "triton_dist", "3.4.0", FORK_FILES, tag=TAG, entry_points=FORK_BACKENDS
+        )
+        few, store = few_files(tmp_path)
+        request = Request(torch="none", archs=("sm_80",))
+        plan = Workspace(ROOT, store).plan(request, ForkSource(str(fork)))
+        stack = replace(few.stack, flavour="distributed", fork=plan.stack.fork)
+        bundle_of(replace(plan, stack=stack), store, tmp_path / "b.tar")
+        fork.unlink()
+        there = Workspace(ROOT, Store(tmp_path / "there"))
+        with Parts(tmp_path / "b.tar") as parts:
+            bundle = open_bundle(tmp_path / "b.tar", parts)
+            assert plan_of_bundle(there, bundle).final.key == plan.final.key
+        assert not list(there.store.work().iterdir())
 
     def test_a_rotten_file_of_the_store_does_not_get_in(self, tmp_path: Path) -> None:
         plan, store = few_files(tmp_path)

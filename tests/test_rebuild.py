@@ -23,7 +23,9 @@ from tdstack.diff import original, rebuild
 from tdstack.diff.original import Configuration
 from tdstack.diff.rebuild import rebuild_verb
 from tdstack.diff.rebuilt import LayerPair, RebuildReport, configuration_differences, pair_layers
+from tdstack.diff.sides import EngineImage, RegistryImage
 from tdstack.diff.tars import compare_tars
+from tdstack.diff.verb import Reader
 from tdstack.engines.base import Engine
 from tdstack.engines.buildah import Buildah
 from tdstack.engines.throwaway import Renamed
@@ -215,6 +217,11 @@ def test_equal_images_are_told_so_and_a_planted_byte_is_located(
     assert host.invoke("push", *OPTIONS, "--registry", at).code == 0
     tag = plan.final.tags[0].rpartition(":")[2]
     assert rebuilt(host, f"{at}:{tag}").equal
+    found = Reader(Workspace(ROOT, Store(host.cache)), host.engine.name, "linux/amd64").difference(
+        EngineImage("localhost/planted:1"), RegistryImage(f"{at}:{tag}")
+    )
+    assert [change.name for change in found.files] == ["srv/triton"]
+    assert [change.name for change in found.layers] == ["tdstack triton"]
     build(Tiny(seed=2))
     with pytest.raises(IntegrityError) as caught:
         rebuilt(host, f"{at}:{tag}")

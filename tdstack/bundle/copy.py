@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,19 +13,18 @@ from tdstack.registry.client import Registry
 from tdstack.registry.oci import INDEX_TYPES, Descriptor, Document, ImageManifest
 from tdstack.registry.reference import Repository
 from tdstack.ship.blobs import check_room
-from tdstack.wheelhouse.store import Store
 
 
 @dataclass
 class Copier:
     """Copies images; `sent` counts the bytes that the target did not have.
 
-    A blob lies in the store's work folder while it is on its way, one at a time.
+    A blob lies in `folder` while it is on its way, one at a time.
     """
 
     source: Registry
     target: Registry
-    store: Store
+    folder: Path
     say: Callable[[str], None]
     sent: int = 0
     _homes: dict[str, Repository] = field(default_factory=dict)
@@ -75,20 +73,21 @@ class Copier:
         home = self._homes.setdefault(blob.digest, place)
         if self.target.has_blob(place, blob.digest):
             return
-        check_room(self.store.root, blob.size, "for a layer on its way")
-        with tempfile.TemporaryDirectory(prefix="copy-", dir=self.store.work()) as folder:
-            spool = Path(folder, "blob")
-            if home == place or not self._mounted(place, blob, home):
-                with self.source.open_blob(origin, blob) as stream, spool.open("wb") as out:
-                    while piece := stream.read(CHUNK):
-                        out.write(piece)
-                if self.target.put_blob(place, spool, blob):
-                    self.sent += blob.size
+        if home != place and self._mounted(place, blob, home):
+            return
+        check_room(self.folder, blob.size, "for a layer on its way")
+        spool = self.folder / "blob"
+        with self.source.open_blob(origin, blob) as stream, spool.open("wb") as out:
+            while piece := stream.read(CHUNK):
+                out.write(piece)
+        if self.target.put_blob(place, spool, blob):
+            self.sent += blob.size
+        spool.unlink()
 
     def _mounted(self, place: Repository, blob: Descriptor, home: Repository) -> bool:
         # A registry that mounts does not ask for the bytes; one that does not finds none here.
         try:
-            self.target.put_blob(place, self.store.root / "no-such-file", blob, home)
+            self.target.put_blob(place, self.folder / "no-such-file", blob, home)
         except FileNotFoundError:
             return False
         return True

@@ -18,7 +18,6 @@ from tdstack.ship.names import full_tag, is_attachment, layer_reference, rolling
 from tdstack.ship.push import Pusher, Target
 from tdstack.ship.remote import Source, check_layer
 from tdstack.ship.resolve import find, resolve
-from tdstack.wheelhouse.store import Store
 from tdstack.workspace import Workspace
 
 Say = Callable[[str], None]
@@ -41,7 +40,6 @@ def shelf_of_registry(
     plan: Plan,
     registry: Registry,
     repository: Repository,
-    store: Store,
     folder: Path,
     keys: Sequence[PublicKey],
     say: Say,
@@ -62,7 +60,7 @@ def shelf_of_registry(
         )
     check_layer(final, plan, plan.final)
     shelf = Shelf(FolderFiles(folder), folder)
-    copier = Copier(registry, shelf, store, say)
+    copier = Copier(registry, shelf, folder.parent, say)
     for layer in plan.layers:
         remote = source.layer(plan, layer)
         if remote is None:
@@ -87,16 +85,16 @@ def shelf_to_registry(
     platform: str,
     registry: Registry,
     repository: Repository,
-    store: Store,
+    folder: Path,
     say: Say,
 ) -> int:
     """Copy everything on a shelf into a registry; return how many bytes were sent.
 
     `full` is the final image's tag with its key. Tags come last, so that none points at half an
-    image; what a rolling tag has for other platforms stays.
+    image; what a rolling tag has for other platforms stays. Blobs on their way lie in `folder`.
     Raises: IntegrityError when the registry has another image under a layer's key; UpstreamError.
     """
-    copier = Copier(shelf, registry, store, say)
+    copier = Copier(shelf, registry, folder, say)
     for origin in shelf.places():
         if origin == ROOT:
             continue

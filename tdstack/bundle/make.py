@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -69,17 +68,15 @@ def make_bundle(
     those of the lock or the registry. Then nothing is left.
     """
     with ExitStack() as stack:
-        scratch = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="bundle-", dir=workspace.store.work())
-        )
+        scratch = stack.enter_context(workspace.store.scratch("bundle"))
         files = pack_checkout(workspace.root)
         if options.tools:
             say(f"bringing the tools for Python {python_here()}")
-            files += _folder(download_tools(workspace.root, Path(scratch, "tools")), "tools")
+            files += _folder(download_tools(workspace.root, scratch / "tools"), "tools")
         workspace.fetch(inputs_of(plan))
         files += pack_files(inputs_of(plan), INPUTS, workspace.store)
         if options.contents == "images":
-            files += _images(workspace, plan, engine, options, Path(scratch, "images"), say)
+            files += _images(workspace, plan, engine, options, scratch / "images", say)
         else:
             workspace.fetch(workspace.verify_present(plan.files))
             files += pack_files(materials_of(plan, workspace.store), FOLDER, workspace.store)
@@ -128,8 +125,7 @@ def _images(
     folder.mkdir()
     if options.registry:
         registry = registry_of(options.registry)
-        store = workspace.store
-        shelf_of_registry(plan, registry, options.registry, store, folder, options.keys, say)
+        shelf_of_registry(plan, registry, options.registry, folder, options.keys, say)
     else:
         assert engine is not None
         shelf_of_engine(plan, engine, workspace, folder, options.signer, say)

@@ -228,9 +228,7 @@ class Shelf(Registry):
             held = self._held.get((place, document.digest))
             # A manifest may tell no artifact type of its own; whoever lists it does.
             kind = kind or (held.artifact_type if held else "")
-            self._held[place, document.digest] = replace(
-                document.descriptor(), artifact_type=kind
-            )
+            self._held[place, document.digest] = replace(document.descriptor(), artifact_type=kind)
             if tag:
                 self._tags[place, tag] = document.digest
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,8 +62,8 @@ def plan_of_bundle(workspace: Workspace, bundle: OpenedBundle) -> Plan:
         base=asked.base,
         archs=asked.archs,
     )
-    with tempfile.TemporaryDirectory(prefix="inputs-", dir=workspace.store.work()) as folder:
-        inputs = write_inputs(bundle, Path(folder))
+    with workspace.store.scratch("bundle-inputs") as folder:
+        inputs = write_inputs(bundle, folder)
         wheels = [path for name, path in inputs.items() if name.endswith(".whl")]
         others = [path for name, path in inputs.items() if not name.endswith(".whl")]
         request = workspace.request(request, str(others[0]) if others else "")
@@ -129,9 +128,10 @@ def push_images(
     if not bundle.signed_by:
         _check_images(shelf, manifest.asked.platform, keys)
     registry = registry_of(repository)
-    return shelf_to_registry(
-        shelf, manifest.tag, manifest.asked.platform, registry, repository, workspace.store, say
-    )
+    with workspace.store.scratch("bundle-blobs") as folder:
+        return shelf_to_registry(
+            shelf, manifest.tag, manifest.asked.platform, registry, repository, folder, say
+        )
 
 
 def lay_out(bundle: OpenedBundle, target: Path) -> None:

@@ -91,14 +91,19 @@ def packages_of(
 
 
 def cubins_of(texts: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the cubins by `cu124/sm_90/<variant>` with the sha256 that their manifests name."""
+    """Return the cubins by `cu124/sm_90/<variant>` with the sha256 that their manifests name.
+
+    What is listed without a name or a hash is left to `tdstack-verify`.
+    """
     found = {}
     for path in texts:
         if match := _BUNDLE.fullmatch(path):
             try:
                 for cubin in _json(texts, path)["cubins"]:
+                    if not {"name", "arch", "sha256"} <= cubin.keys():
+                        continue
                     found[f"{match['line']}/{cubin['arch']}/{cubin['name']}"] = str(cubin["sha256"])
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, AttributeError) as error:
                 raise IntegrityError(
                     "the manifest of the cubins is none", where=f"/{path}", got=repr(error)
                 ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -65,8 +64,8 @@ def engine_image(engine: Engine, ref: str, store: Store) -> ImageSource:
     def snapshot() -> Snapshot:
         # The engine can only give all layers at once; on the disk they lie until they are read.
         check_room(store.work(), 2 * stored.size, f"for the layers of {ref}")
-        with tempfile.TemporaryDirectory(prefix="diff-", dir=store.work()) as folder:
-            layout = Path(folder, "layout")
+        with store.scratch("diff") as folder:
+            layout = folder / "layout"
             image = engine.export(ref, layout)
             blobs = layout / "blobs" / "sha256"
             layers = [
