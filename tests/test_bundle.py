@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from tdstack.attest import dsse
 from tdstack.attest.keys import Signer, load_public, load_signer
 from tdstack.bundle.make import BundleReport, MakeOptions, make_bundle
-from tdstack.bundle.model import BundleManifest, Member, parse_manifest
+from tdstack.bundle.model import PAYLOAD_TYPE, BundleManifest, Member, parse_manifest
 from tdstack.bundle.opened import open_bundle
 from tdstack.bundle.pack import packed, write_bundle
 from tdstack.bundle.parts import Parts, PartWriter, parse_size
@@ -144,6 +145,21 @@ class TestWhole:
             tar.addfile(tarfile.TarInfo("checkout/more"), io.BytesIO(b""))
         with Parts(made) as parts, pytest.raises(IntegrityError, match="what its manifest lists"):
             open_bundle(made, parts)
+
+    def test_what_follows_the_end_is_noticed(self, made: Path) -> None:
+        with made.open("ab") as stream:
+            stream.write(b"\0" * 512)
+        assert is_refused(made)
+
+    def test_a_signature_over_another_bundle_is_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        private, public = key_pair(tmp_path / "key")
+        sealed = dsse.seal(PAYLOAD_TYPE, manifest_of([]).data(), load_signer(private))
+        monkeypatch.setattr(dsse, "seal", lambda kind, data, signer: sealed)
+        made = small_bundle(tmp_path, signer=load_signer(private))
+        with Parts(made) as parts, pytest.raises(IntegrityError, match="over another bundle"):
+            open_bundle(made, parts, [load_public(public)])
 
     def test_a_damaged_part_is_named(self, tmp_path: Path) -> None:
         made = small_bundle(tmp_path, limit=1000)
