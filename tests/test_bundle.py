@@ -88,6 +88,7 @@ class TestParts:
         second.abandon()
         with Parts(tmp_path / "b") as parts:
             assert parts.window(0, 1000).read() == b"x" * 1000
+        (tmp_path / ".b.007.partial").touch()  # of one that was killed
         third = PartWriter(tmp_path / "b", 300)
         third.write(b"z" * 400)
         third.publish()

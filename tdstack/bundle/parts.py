@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import glob
 import hashlib
 import io
 import os
@@ -68,10 +69,13 @@ class PartWriter(io.RawIOBase):
         self._finish()
         names = [self._name(n) for n in range(len(self._made))]
         listed = self._path.with_name(f"{self._path.name}.sha256")
-        for stale in (*parts_of(self._path), listed):
+        # Of an earlier bundle, or of a writer that was killed.
+        left = self._path.absolute().parent.glob(f".{glob.escape(self._path.name)}.*.partial")
+        made = {path.absolute() for path in self._made}
+        for stale in (*parts_of(self._path), listed, *(p for p in left if p not in made)):
             stale.unlink(missing_ok=True)
-        for made, name in zip(self._made, names, strict=True):
-            made.replace(name)
+        for path, name in zip(self._made, names, strict=True):
+            path.replace(name)
         self._made = []
         if self._limit:
             rows = zip(self._hashes, names, strict=True)
