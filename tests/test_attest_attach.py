@@ -380,7 +380,7 @@ def test_a_layer_that_is_not_its_configurations(tagged: Pushed) -> None:
 
 
 def test_pushes_at_once_lose_nothing(tagged: Pushed) -> None:
-    signers = [signer_of(number) for number in range(1, 5)]
+    signers = [signer_of(number) for number in range(1, 4)]
     together = threading.Barrier(len(signers))
 
     def push(signer: Signer) -> None:

@@ -16,7 +16,7 @@ __all__ = ["plain_registry"]
 pytestmark = pytest.mark.engine
 HOSTS = {"buildah": buildah_host, "docker": docker_host}
 
-# Docker 20.10 reads no zstd.
+# Both kinds, each read by a client of its own.
 COMPRESSION = {"buildah": [], "docker": ["--compression", "gzip"]}
 
 

@@ -53,9 +53,14 @@ class Subject:
     image_id: str = ""
 
     @property
+    def reference(self) -> str:
+        """Return what the bill calls it by."""
+        return self.digest or (f"image:{self.image_id}" if self.image_id else f"plan:{self.key}")
+
+    @property
     def serial(self) -> UUID:
         """Return the serial number: the same image, the same number."""
-        return uuid5(NAMESPACE, self.digest or self.image_id or self.key)
+        return uuid5(NAMESPACE, self.reference)
 
 
 def render_sbom(
@@ -102,7 +107,7 @@ def _image(contents: Contents, subject: Subject) -> Component:
         name="tdstack",
         version=subject.tag,
         type=ComponentType.CONTAINER,
-        bom_ref=subject.digest or f"plan:{subject.key}",
+        bom_ref=subject.reference,
         hashes=_hashes(subject.digest.removeprefix("sha256:")),
         purl=purl,
         properties=_properties(told),

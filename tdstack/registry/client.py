@@ -49,20 +49,20 @@ class Registry:
         self.host = host
         self._api = Api(host, say)
         self._progress = progress
-        self._documents = Documents(self._api)
-        self._referrers = Referrers(self._api, self._documents)
+        self._manifests = Documents(self._api)
+        self._referrers = Referrers(self._api, self._manifests)
 
     def document(self, repository: Repository, reference: str) -> Document | None:
         """Return a manifest or an index by tag or digest; None where there is none."""
-        return self._documents.get(repository, reference)
+        return self._manifests.get(repository, reference)
 
     def head(self, repository: Repository, reference: str) -> Descriptor | None:
         """Return the descriptor of a manifest or an index; None where there is none."""
-        return self._documents.head(repository, reference)
+        return self._manifests.head(repository, reference)
 
     def put_document(self, repository: Repository, reference: str, document: Document) -> None:
         """Store a manifest or an index under a tag or its digest; its blobs are there."""
-        self._documents.put(repository, reference, document)
+        self._manifests.put(repository, reference, document)
 
     def has_blob(self, repository: Repository, digest: str) -> bool:
         """Return whether the repository has the blob."""
@@ -133,7 +133,7 @@ class Registry:
 
     def delete(self, repository: Repository, digest: str) -> None:
         """Remove a manifest and all its tags; one that is not there is no error."""
-        self._documents.delete(repository, digest)
+        self._manifests.delete(repository, digest)
 
     def referrers(
         self, repository: Repository, digest: str, artifact_type: str = ""
