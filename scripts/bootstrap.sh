@@ -120,6 +120,8 @@ ensure_engine() {
     command -v docker-registry >/dev/null || packages+=(docker-registry)
     command -v htpasswd >/dev/null || packages+=(apache2-utils)
     command -v skopeo >/dev/null || packages+=(skopeo)
+    # Signatures are checked with a tool that is not ours.
+    command -v openssl >/dev/null || packages+=(openssl)
   fi
   command -v git >/dev/null || packages+=(git)
   if ((${#packages[@]} == 0)); then return; fi

@@ -391,10 +391,81 @@ def test_pushes_at_once_lose_nothing(tagged: Pushed) -> None:
 
     with ThreadPoolExecutor(len(signers)) as pool:
         list(pool.map(push, signers))
+    # The protocol has no lock: what a stalled client overwrote, the next push brings back.
+    for signer in signers:
+        put_signature(tagged.registry, tagged.repository, tagged.image, signer)
     found = signatures_of(tagged.registry, tagged.repository, tagged.image)
     assert {f.hint for f in found} == {s.public.fingerprint for s in signers}
     for signer in signers:
         assert signed_by(tagged, signer)
+
+
+def at_the_tag(pushed: Pushed) -> list[str]:
+    """Return the keys whose signatures cosign would find."""
+    document = pushed.registry.document(pushed.repository, signature.tag_of(pushed.image.digest))
+    assert document is not None
+    layers = ImageManifest.parse(document.data).layers
+    return [layer.annotations["io.tdstack.key"] for layer in layers]
+
+
+def test_a_signature_that_another_client_overwrites_is_put_again(
+    tagged: Pushed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one read the tag before we wrote it, and writes after us."""
+    put_signature(tagged.registry, tagged.repository, tagged.image, TWO)
+    tag = signature.tag_of(tagged.image.digest)
+    stale = tagged.registry.document(tagged.repository, tag)
+    assert stale is not None
+    waits = []
+
+    def other_client_writes(_begin: float, attempt: int) -> None:
+        waits.append(attempt)
+        if len(waits) <= 2:
+            tagged.registry.put_document(tagged.repository, tag, stale)
+
+    monkeypatch.setattr("tdstack.attest.signatures.settle", other_client_writes)
+    put_signature(tagged.registry, tagged.repository, tagged.image, ONE)
+    assert waits == [0, 1, 2]
+    assert at_the_tag(tagged) == [TWO.public.fingerprint, ONE.public.fingerprint]
+
+
+def test_a_tag_that_never_keeps_a_signature(
+    tagged: Pushed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_signature(tagged.registry, tagged.repository, tagged.image, TWO)
+    tag = signature.tag_of(tagged.image.digest)
+    stale = tagged.registry.document(tagged.repository, tag)
+    assert stale is not None
+    monkeypatch.setattr(
+        "tdstack.attest.signatures.settle",
+        lambda *_: tagged.registry.put_document(tagged.repository, tag, stale),
+    )
+    with pytest.raises(UpstreamError, match="does not keep a signature"):
+        put_signature(tagged.registry, tagged.repository, tagged.image, ONE)
+
+
+class Slow(Registry):
+    """A client that stalls between reading the signatures' tag and writing it."""
+
+    def __init__(self, pushed: Pushed) -> None:
+        super().__init__(pushed.registry.host)
+        self._pushed: Pushed | None = pushed
+
+    def put_document(self, repository: Repository, reference: str, document: Document) -> None:
+        """Let another client sign just before the first write to the tag."""
+        if reference.endswith(".sig") and self._pushed:
+            pushed, self._pushed = self._pushed, None
+            put_signature(pushed.registry, pushed.repository, pushed.image, TWO)
+        super().put_document(repository, reference, document)
+
+
+def test_a_stalled_client_does_not_make_a_signature_unknown(tagged: Pushed) -> None:
+    """It takes it from the tag, long after its owner looked; the list of referrers has it."""
+    put_signature(Slow(tagged), tagged.repository, tagged.image, ONE)
+    assert at_the_tag(tagged) == [ONE.public.fingerprint]
+    assert signed_by(tagged, TWO) == TWO.public.fingerprint
+    assert put_signature(tagged.registry, tagged.repository, tagged.image, TWO)
+    assert at_the_tag(tagged) == [ONE.public.fingerprint, TWO.public.fingerprint]
 
 
 class Overwritten(Registry):

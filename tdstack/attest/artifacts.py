@@ -15,7 +15,7 @@ from tdstack.registry.reference import Repository
 # More than this many attachments of one kind are not looked at: nobody makes them in good faith.
 MOST = 64
 TRIES = 6
-LONGEST_S = 3.0
+SHORTEST_S, LONGEST_S = 0.1, 3.0
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,14 @@ def list_document(
 
 
 def settle(begin: float, attempt: int) -> None:
-    """Wait until whoever read a list before we wrote it, at time `begin` or later, has written too.
+    """Wait until whoever read a list before we wrote it has written, too.
 
-    They take about as long as we did. After the first attempt clients wait for different times,
-    so that one of them is alone.
+    We read it at time `begin`; others take about as long as we did. After the first attempt
+    clients wait for different times, so that one of them is alone.
     """
     spread = random.uniform(0.05, 0.2) * 2**attempt if attempt else 0.0
-    time.sleep(min(time.monotonic() - begin, LONGEST_S) + spread)
+    took = time.monotonic() - begin
+    time.sleep(min(max(2 * took, SHORTEST_S), LONGEST_S) + spread)
 
 
 def is_listed(

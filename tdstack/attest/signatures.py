@@ -61,7 +61,7 @@ def put_signature(
         },
     )
     tag = signature.tag_of(image.digest)
-    for attempt in range(TRIES):
+    for attempt in range(TRIES + 1):
         begin = time.monotonic()
         held = registry.document(repository, tag)
         layers = ImageManifest.parse(held.data).layers if held else ()
@@ -70,6 +70,8 @@ def put_signature(
                 return held.digest if attempt else ""
             _list(registry, repository, image, held)
             return held.digest
+        if attempt == TRIES:
+            break
         document = _document(image, (*layers, layer))
         put_bytes(registry, repository, ours.payload, signature.PAYLOAD_TYPE)
         put_bytes(registry, repository, _config((*layers, layer)), CONFIG_TYPE)
