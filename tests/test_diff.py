@@ -386,9 +386,19 @@ class TestEngines:
             code, found = diff(container, "versions.lock")
             assert code == 1
             assert [r["name"] for r in found["altered"]] == [f"{SITE}/plant.py"]
+        if name == "buildah":
+            self._check_damaged_store(ref, environment)
         missing = invoke(ROOT, "diff", "container:none", ref, f"--engine={name}", **environment)
         assert missing.code == 2, missing.err
         assert invoke(ROOT, "diff", "localhost/none:1", ref, **environment).code == 2
+
+    def _check_damaged_store(self, ref: str, environment: dict[str, str]) -> None:
+        store = Path(environment["CONTAINERS_STORAGE_CONF"]).parent
+        (victim,) = store.glob(f"graph/overlay/*/diff/{SITE}/plant.py")
+        victim.write_bytes(b"x = 3\n")
+        done = invoke(ROOT, "diff", ref, "versions.lock", "--engine=buildah", **environment)
+        assert done.code == 4, done.err
+        assert f"{SITE}/plant.py" in done.err
 
 
 def tree_of(*layers: dict[str, bytes]) -> Tree:

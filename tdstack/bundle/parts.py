@@ -8,7 +8,6 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
@@ -218,8 +217,3 @@ def _hashes(path: Path) -> dict[str, str]:
         return {}
     found = re.findall(r"^([0-9a-f]{64})  ([^/\n]+)$", text, re.MULTILINE)
     return {name: sha256 for sha256, name in found}
-
-
-def sizes(paths: Sequence[Path]) -> int:
-    """Return the size of files together, in bytes."""
-    return sum(path.stat().st_size for path in paths)

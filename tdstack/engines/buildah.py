@@ -16,7 +16,7 @@ from subprocess import CompletedProcess
 from tdstack.assemble.image import Image, write_layout
 from tdstack.engines.base import Probe, RunRequest, RunResult, StoredImage
 from tdstack.engines.export import adopt_folder, adopt_layout, prepare_layout
-from tdstack.errors import HostError, UpstreamError
+from tdstack.errors import HostError, IntegrityError, UpstreamError
 from tdstack.process import last_words, run
 
 REMEDY = "run scripts/bootstrap.sh as root, or choose another engine with --engine"
@@ -154,6 +154,13 @@ class Buildah:
         if done.returncode == 0:
             return
         words = last_words(done, 6)
+        if "file integrity checksum failed" in words:  # it names the file
+            raise IntegrityError(
+                "a layer in buildah's store is not what was put there",
+                where=" ".join(done.args[:3]),
+                got=words,
+                remedy="remove the image with `buildah rmi`, and build or pull it again",
+            )
         full = "no space left" in words.lower()
         raise HostError(
             "the disk of buildah's store is full" if full else "buildah refused",
