@@ -318,6 +318,28 @@ class TestArchives:
         assert [r["name"] for r in found["altered"]] == [f"{SITE}/plant.py"]
         assert [r["name"] for r in found["packages"]] == ["python: plant"]
 
+    def test_documents_that_are_none_are_refused(self, tmp_path: Path) -> None:
+        image = small(tmp_path / "1")
+        path = image.archive(tmp_path / "1.tar")
+        good = path.read_bytes()
+        for known, other in (
+            (b'"diff_ids"', b'"diff_idx"'),
+            (b'"layers":[{', b'"layerx":[{'),
+            (b'"manifests"', b'"manifestx"'),
+        ):
+            assert known in good
+            path.write_bytes(good.replace(known, other))
+            with pytest.raises(IntegrityError):
+                archive_image(path).snapshot()
+
+    def test_one_layer_twice_is_read_twice(self, tmp_path: Path) -> None:
+        image = small(tmp_path / "1")
+        step = image.image.steps[0]
+        twice = replace(image, image=replace(image.image, steps=(step, step)))
+        found = archive_image(twice.archive(tmp_path / "1.tar")).snapshot()
+        assert found.layers is not None
+        assert [layer.diff_id for layer in found.layers] == [step.blob.sha256] * 2
+
     def test_what_is_no_archive_is_said_to_be_none(self, tmp_path: Path) -> None:
         other = tmp_path / "x.tar"
         other.write_bytes(tar_of({"a": b"1"}))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tdstack.errors import IntegrityError, UsageError
-from tdstack.registry.oci import MAX_DOCUMENT, parse_json
+from tdstack.registry.oci import INDEX_TYPES, MAX_DOCUMENT, ImageManifest, Index, digest_of
 from tdstack.ship.compress import Readable, decompressed
 
 
@@ -63,26 +63,34 @@ class OciArchive:
     def __exit__(self, *_: object) -> None:
         self._tar.close()
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> ImageManifest:
         """Return the manifest of the archive's one image.
 
         Raises: UsageError for more than one image; IntegrityError for documents that are none.
         """
-        index = self._document("index.json")
-        for _ in range(3):
-            found = index.get("manifests", [])
+        data = self._document("index.json")
+        for _ in range(3):  # an index may name an index for each platform
+            found = Index.parse(data).manifests
             if len(found) != 1:
                 raise UsageError(
                     f"the archive holds {len(found)} images", where=str(self._path), expected="one"
                 )
-            index = self.blob_document(found[0]["digest"])
-            if "layers" in index:
-                return index
+            data = self.document(found[0].digest)
+            if found[0].media_type not in INDEX_TYPES:
+                return ImageManifest.parse(data)
         raise IntegrityError("the archive's index leads to no image", where=str(self._path))
 
-    def blob_document(self, digest: str) -> dict[str, Any]:
-        """Return a blob that is a JSON object."""
-        return self._document(f"blobs/{digest.replace(':', '/')}")
+    def document(self, digest: str) -> bytes:
+        """Return a small blob's bytes. Raises: IntegrityError when they are not the digest's."""
+        data = self._document(f"blobs/{digest.replace(':', '/')}")
+        if (got := digest_of(data)) != digest:
+            raise IntegrityError(
+                "a document of the archive is not its digest's",
+                where=str(self._path),
+                expected=digest,
+                got=got,
+            )
+        return data
 
     def blob(self, digest: str) -> IO[bytes]:
         """Return a blob's bytes as a stream.
@@ -91,9 +99,8 @@ class OciArchive:
         """
         return self._open(f"blobs/{digest.replace(':', '/')}")
 
-    def _document(self, name: str) -> dict[str, Any]:
-        data = self._open(name).read(MAX_DOCUMENT)
-        return dict(parse_json(data, f"{self._path}: {name}"))
+    def _document(self, name: str) -> bytes:
+        return self._open(name).read(MAX_DOCUMENT)
 
     def _open(self, name: str) -> IO[bytes]:
         member = self._members.get(name)

@@ -69,7 +69,7 @@ def engine_image(engine: Engine, ref: str, store: Store) -> ImageSource:
             image = engine.export(ref, layout)
             blobs = layout / "blobs" / "sha256"
             layers = [
-                LayerStream(s.made_by, s.blob.sha256, _file_once(blobs / s.blob.sha256))
+                LayerStream(s.made_by, s.blob.sha256, _file(blobs / s.blob.sha256))
                 for s in image.steps
             ]
             return read_image(ref, stored.id, layers, image.env, image.labels)
@@ -80,22 +80,22 @@ def engine_image(engine: Engine, ref: str, store: Store) -> ImageSource:
 def archive_image(path: Path) -> ImageSource:
     """Return the one image of an OCI archive."""
     with OciArchive(path) as archive:
-        identity = str(archive.manifest()["config"]["digest"]).removeprefix("sha256:")
+        identity = archive.manifest().config.sha256
 
     def snapshot() -> Snapshot:
         with OciArchive(path) as archive:
             manifest = archive.manifest()
-            config = archive.blob_document(manifest["config"]["digest"])
+            config = parse_json(archive.document(manifest.config.digest), f"{path}: configuration")
 
-            def opened(descriptor: Mapping[str, Any]) -> Open:
+            def opened(blob: Descriptor) -> Open:
                 @contextmanager
                 def opening() -> Iterator[Readable]:
-                    with archive.blob(descriptor["digest"]) as stream:
-                        yield layer_tar(stream, descriptor["mediaType"])
+                    with archive.blob(blob.digest) as stream:
+                        yield layer_tar(stream, blob.media_type)
 
                 return opening
 
-            layers = layer_streams(config, [opened(layer) for layer in manifest["layers"]])
+            layers = layer_streams(config, [opened(blob) for blob in manifest.layers])
             running = config.get("config", {})
             return read_image(
                 str(path), identity, layers, env_of(running), running.get("Labels") or {}
@@ -135,10 +135,14 @@ def registry_image(text: str, platform: str) -> ImageSource:
 def layer_streams(config: Mapping[str, Any], opens: Sequence[Open]) -> list[LayerStream]:
     """Pair the layers of an image's configuration with what opens them. Pure.
 
-    Raises: IntegrityError when there are not as many layers as the configuration says.
+    Raises: IntegrityError when it is malformed, or says another number of layers.
     """
-    diff_ids = config["rootfs"]["diff_ids"]
-    titles = [h.get("created_by", "") for h in config.get("history", []) if not _empty(h)]
+    try:
+        diff_ids = [str(diff_id) for diff_id in config["rootfs"]["diff_ids"]]
+        history = [h for h in config.get("history") or [] if not h.get("empty_layer")]
+        titles = [str(h.get("created_by", "")) for h in history]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError("an image's configuration is malformed", got=repr(error)) from error
     titles += [""] * (len(diff_ids) - len(titles))
     if len(opens) != len(diff_ids):
         raise IntegrityError(
@@ -205,15 +209,10 @@ def env_of(running: Mapping[str, Any]) -> dict[str, str]:
     return dict(pair.partition("=")[::2] for pair in running.get("Env") or [])
 
 
-def _file_once(path: Path) -> Open:
+def _file(path: Path) -> Open:
     @contextmanager
     def opening() -> Iterator[Readable]:
         with path.open("rb") as stream:
             yield stream
-        path.unlink()
 
     return opening
-
-
-def _empty(history: Mapping[str, Any]) -> bool:
-    return bool(history.get("empty_layer"))
