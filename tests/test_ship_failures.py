@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tdstack.assemble.image import Image
+from tdstack.console import Stopwatch
 from tdstack.engines.base import Engine
 from tdstack.errors import (
     ExitCode,
@@ -33,12 +34,14 @@ from tdstack.registry.client import Registry
 from tdstack.registry.oci import ImageManifest, Index
 from tdstack.registry.reference import Reference, Repository, parse_repository
 from tdstack.ship import verbs
+from tdstack.ship.cache import LayerCache
 from tdstack.ship.names import full_tag, rolling_tags
 from tdstack.ship.pull import PullReport
 from tdstack.ship.records import Records
 from tdstack.ship.resolve import resolve
 from tdstack.ship.target import PushReport
 from tdstack.stack import Request
+from tdstack.verbs import plan as plan_verb
 from tdstack.wheelhouse.store import Store
 from tdstack.workspace import Workspace
 from tests.registries import RunningRegistry, flaky_proxy, running_registry
@@ -398,19 +401,22 @@ def test_a_full_disk_ends_with_3_and_the_next_pull_succeeds(
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_an_unreachable_registry_ends_a_pull_and_not_a_build(
-    shipped: Shipped, monkeypatch: pytest.MonkeyPatch
+def test_an_unreachable_registry_ends_a_pull_and_not_a_plan(
+    shipped: Shipped, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = "127.0.0.1:9/team/tdstack"
-    with monkeypatch.context() as patch:
-        patch.setattr("tdstack.retry.FIRST_WAIT_S", 0.01)
-        shipped.refuses(ExitCode.UPSTREAM, "cannot be reached", at=gone)
-    planned = shipped.host.invoke("plan", *OPTIONS, "--registry", gone, "--json")
-    assert planned.code == 0
-    assert "warning: no layers from 127.0.0.1:9/team/tdstack" in planned.err
-    layers = planned.report["layers"]
-    assert isinstance(layers, list)
-    assert {layer["from"] for layer in layers} == {"build"}
+    monkeypatch.setattr("tdstack.retry.FIRST_WAIT_S", 0.01)
+    shipped.refuses(ExitCode.UPSTREAM, "cannot be reached", at=gone)
+    workspace = Workspace(ROOT, shipped.store)
+    capsys.readouterr()
+    plan_verb(workspace, REQUEST, source=ANYWHERE, engine="buildah", as_json=True, registry=gone)
+    shown = capsys.readouterr()
+    assert f"warning: no layers from {gone}" in shown.err
+    assert {layer["from"] for layer in json.loads(shown.out)["layers"]} == {"build"}
+    # A build asks in the same way, and then builds.
+    cache = LayerCache.of(gone, "", "linux/amd64")
+    assert cache
+    assert cache.take(shipped.plan, shipped.host.engine, shipped.store, 0, Stopwatch()) == 0
 
 
 def test_a_plan_says_what_comes_from_where_and_a_build_takes_it(shipped: Shipped) -> None:
