@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from tdstack.errors import ExitCode
 from tdstack.registry.client import Registry
 from tdstack.registry.oci import Index
 from tdstack.registry.reference import parse_repository
+from tdstack.ship import verbs
 from tdstack.ship.names import full_tag, is_attachment
 from tdstack.stack import LAYER_ORDER
 from tests.registries import RunningRegistry, plain_registry, running_registry
@@ -35,7 +38,7 @@ def everything(registry: Registry, at: str) -> dict[str, list[str]]:
 
 
 def test_what_nothing_reaches_goes_and_the_rest_can_be_pulled(
-    host: Host, plain_registry: RunningRegistry
+    host: Host, plain_registry: RunningRegistry, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at = f"{plain_registry.host}/pruned/tdstack"
     registry, root = Registry(plain_registry.host), parse_repository(at)
@@ -51,16 +54,18 @@ def test_what_nothing_reaches_goes_and_the_rest_can_be_pulled(
     assert index
     registry.put_document(root, "cu128-stock-torch-none-sm_80", index)
     before = everything(registry, at)
-    dry = host.invoke("push", "--prune", "--registry", at, "--json")
-    assert dry.code == 0, dry.err
+
+    def prune(*keep: str, yes: bool = False) -> dict[str, Any]:
+        capsys.readouterr()
+        verbs.prune(at, keep, yes=yes, as_json=True)
+        report: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return report
+
+    dry = prune()
     assert everything(registry, at) == before
-    goes = dry.report["goes"]
-    assert isinstance(goes, list)
-    assert full_tag(old) in {tag for one in goes for tag in one["tags"]}
-    assert isinstance(dry.report["freed_bytes"], int)
-    assert dry.report["freed_bytes"] > 5_000
-    kept = host.invoke("push", "--prune", "--registry", at, "--keep", full_tag(old), "--json")
-    assert kept.report["goes"] == []
+    assert full_tag(old) in {tag for one in dry["goes"] for tag in one["tags"]}
+    assert dry["freed_bytes"] > 5_000
+    assert prune(full_tag(old), yes=True)["goes"] == []
     done = host.invoke("push", "--prune", "--registry", at, "--yes", "--json")
     assert done.code == 0, done.err
     after = everything(registry, at)
@@ -70,8 +75,7 @@ def test_what_nothing_reaches_goes_and_the_rest_can_be_pulled(
     # What is attached stays with its image and goes with it.
     attached = {tag.partition(".")[0] for tag in after[at] if is_attachment(tag)}
     assert len(attached) == 1
-    again = host.invoke("push", "--prune", "--registry", at, "--yes", "--json")
-    assert again.report["goes"] == []
+    assert prune(yes=True)["goes"] == []
     host.wipe()
     key = ["--key", str(host.folder / "key.pub")]
     pulled = host.invoke("pull", *OPTIONS, *key, "--registry", at)
