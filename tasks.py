@@ -82,7 +82,8 @@ def verb(function: Callable[..., None]) -> Any:
             p.replace(default=None) if p.name in named else p for p in given.parameters.values()
         ]
         wrapped.__signature__ = given.replace(parameters=bare)  # type: ignore[attr-defined]
-    return task(help=help_texts, iterable=iterable, positional=named)(wrapped)
+    # None: Invoke takes every argument without a default from its place.
+    return task(help=help_texts, iterable=iterable, positional=named or None)(wrapped)
 
 
 def named_after(word: str) -> bool:
@@ -426,6 +427,7 @@ def compile(
     triton="what must be there: distributed or stock (default: what there are traces of)",
     fix="mend what can be mended safely",
     deep="with a manifest: read every file's sha256; of an image in a registry: every layer's",
+    rebuild="build this image again from the lock, and compare every byte",
     platform="of an image in a registry: linux/amd64 (default) or linux/arm64",
     engine="of an image in an engine: auto (default), buildah or docker",
 )
@@ -441,9 +443,28 @@ def verify(
     triton: str = "",
     fix: bool = False,
     deep: bool = False,
+    rebuild: str = "",
     json: bool = False,
 ) -> None:
     """Check an image (REF), an environment (--prefix) or a Triton-distributed wheel (--wheel)."""
+    if rebuild:
+        from tdstack.diff.rebuild import rebuild_verb
+
+        if ref or prefix or triton or fix or deep or key:
+            raise UsageError(
+                "a rebuild is a check of its own",
+                where="--rebuild",
+                expected="--rebuild REF with --engine, --platform, --wheel and --incomplete alone",
+            )
+        rebuild_verb(
+            Workspace.here(),
+            rebuild,
+            ForkSource(wheel, incomplete),
+            engine=engine,
+            platform=platform,
+            as_json=json,
+        )
+        return
     if ref:
         from tdstack.attest.examine import Options
         from tdstack.attest.keys import public_keys_of
@@ -578,6 +599,104 @@ def bench(
             console.emit_json(report)
         return
     benches.explain(root, explain)
+
+
+@verb
+@helps(
+    contents="images (default): as a registry has them; wheelhouse: all that a build needs",
+    out="the file to write",
+    split="size of each part, such as 4G: writes FILE.000, FILE.001 and their hashes",
+    registry="take the images from HOST/PATH instead of the engine; with --unpack: push them there",
+    sign="private key that signs bundle and images (default: $TDSTACK_SIGN)",
+    tools="with the wheels of the toolkit's own tools (default)",
+    unpack="check this bundle, of one file or of parts",
+    load="with --unpack: images into the engine, files into the store",
+    into="with --unpack: lay everything out in this new folder",
+)
+def bundle(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    platform: str = "linux/amd64",
+    arch: list[str] | None = None,
+    python: str = "",
+    base: str = "rootfs",
+    cpython: str = "",
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    engine: str = "auto",
+    contents: str = "images",
+    out: str = "",
+    split: str = "",
+    registry: str = "",
+    sign: str = "",
+    key: str = "",
+    tools: bool = True,
+    unpack: str = "",
+    load: bool = False,
+    into: str = "",
+    json: bool = False,
+) -> None:
+    """Carry an image, or all it is built from, to a host without a network: one file."""
+    from tdstack.bundle.verb import bundle_verb, unpack_verb
+
+    workspace = Workspace.here(wheelhouse)
+    if unpack:
+        if out or split or sign:
+            raise UsageError("a bundle is made or unpacked", where="--unpack with --out")
+        unpack_verb(
+            workspace,
+            unpack,
+            into_engine=load,
+            registry=registry,
+            into=into,
+            key=key,
+            engine=engine,
+            as_json=json,
+        )
+        return
+    if load or into:
+        raise UsageError("which bundle?", where="--unpack", expected="--unpack FILE")
+    asked = Request(cuda, triton, torch, platform, python or None, base, archs=tuple(arch or ()))
+    bundle_verb(
+        workspace,
+        workspace.request(asked, cpython),
+        ForkSource(wheel, incomplete),
+        contents=contents,
+        out=out,
+        split=split,
+        registry=registry,
+        sign=sign,
+        key=key,
+        tools=tools,
+        engine=engine,
+        as_json=json,
+    )
+
+
+@verb
+@helps(
+    a="image, OCI archive, lock (FILE or REV:versions.lock), or container:NAME",
+    b="what it is compared with, of the same forms",
+    files="list every file instead of a summary by folder",
+)
+def diff(
+    c: Context,
+    a: str,
+    b: str,
+    engine: str = "auto",
+    platform: str = "linux/amd64",
+    files: bool = False,
+    json: bool = False,
+) -> None:
+    """Compare two images, archives, locks or containers: packages, files, layers, cubins."""
+    from tdstack.diff.verb import diff_verb
+
+    diff_verb(
+        Workspace.here(), a, b, engine=engine, platform=platform, all_files=files, as_json=json
+    )
 
 
 @verb

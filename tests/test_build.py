@@ -494,6 +494,9 @@ def test_the_archive_holds_the_image_that_the_engine_holds(built: Built, tmp_pat
         names = set(archive.getnames())
     assert manifest["config"]["digest"] == f"sha256:{built.report['image_id']}"
     assert all(f"blobs/{x['digest'].replace(':', '/')}" in names for x in manifest["layers"])
+    told = invoke(built.checkout, ["diff", str(out), "versions.lock"], built.environment)
+    assert told["equal"]
+    assert set(told["not_compared"]) == {"cubins", "env", "files", "labels", "layers"}
 
 
 def test_no_partial_image_stays_behind(built: Built) -> None:

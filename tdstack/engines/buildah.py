@@ -8,23 +8,31 @@ import resource
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 
 from tdstack.assemble.image import Image, write_layout
 from tdstack.engines.base import Probe, RunRequest, RunResult, StoredImage
 from tdstack.engines.export import adopt_folder, adopt_layout, prepare_layout
-from tdstack.errors import HostError, UpstreamError
+from tdstack.errors import HostError, IntegrityError, UpstreamError
 from tdstack.process import last_words, run
 
 REMEDY = "run scripts/bootstrap.sh as root, or choose another engine with --engine"
 
 
 class Buildah:
-    """The store and the containers of buildah."""
+    """The store and the containers of buildah.
+
+    `environment` is what its programs get beside this process's, such as another store's
+    configuration.
+    """
 
     name = "buildah"
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._run = partial(run, environment=environment)
 
     @staticmethod
     def probe() -> Probe:
@@ -39,16 +47,16 @@ class Buildah:
 
     def describe(self) -> str:
         """Return name and version."""
-        return " ".join(run(["buildah", "--version"]).stdout.split()[:3])
+        return " ".join(self._run(["buildah", "--version"]).stdout.split()[:3])
 
     def storage(self) -> Path | None:
         """Return the folder of the store."""
-        done = run(["buildah", "info", "--format", "{{.store.GraphRoot}}"])
+        done = self._run(["buildah", "info", "--format", "{{.store.GraphRoot}}"])
         return Path(done.stdout.strip()) if done.returncode == 0 else None
 
     def image(self, ref: str) -> StoredImage | None:
         """Return the image called `ref`, or None."""
-        done = run(["buildah", "inspect", "--type", "image", ref])
+        done = self._run(["buildah", "inspect", "--type", "image", ref])
         if done.returncode:
             return None
         data = json.loads(done.stdout)
@@ -71,23 +79,23 @@ class Buildah:
         link = layout.parent / alias
         link.symlink_to(layout.name)
         try:
-            self._must(run(["buildah", "pull", "--quiet", f"oci:{alias}"], cwd=layout.parent))
-            self._must(run(["buildah", "tag", image.id, ref]))
+            self._must(self._run(["buildah", "pull", "--quiet", f"oci:{alias}"], cwd=layout.parent))
+            self._must(self._run(["buildah", "tag", image.id, ref]))
         finally:
             link.unlink()
-            run(["buildah", "rmi", f"localhost/{alias}:latest"])
+            self._run(["buildah", "rmi", f"localhost/{alias}:latest"])
 
     def tag(self, ref: str, name: str) -> None:
         """Give the image `ref` a further name."""
-        self._must(run(["buildah", "tag", ref, name]))
+        self._must(self._run(["buildah", "tag", ref, name]))
 
     def untag(self, ref: str) -> None:
         """Remove a name; absence is fine."""
-        run(["buildah", "rmi", ref])
+        self._run(["buildah", "rmi", ref])
 
     def pull(self, ref: str) -> str:
         """Bring `ref` from its registry."""
-        done = run(["buildah", "pull", "--quiet", ref])
+        done = self._run(["buildah", "pull", "--quiet", ref])
         if done.returncode:
             raise UpstreamError(
                 f"the image {ref} cannot be read",
@@ -107,10 +115,12 @@ class Buildah:
         try:
             if skip:
                 prepare_layout(saved, skip)
-                self._must(run(["buildah", "push", "--quiet", ref, f"oci:{saved}"]))
+                self._must(self._run(["buildah", "push", "--quiet", ref, f"oci:{saved}"]))
                 return adopt_layout(saved, layout)
             self._must(
-                run(["buildah", "push", "--quiet", "--disable-compression", ref, f"dir:{saved}"])
+                self._run(
+                    ["buildah", "push", "--quiet", "--disable-compression", ref, f"dir:{saved}"]
+                )
             )
             return adopt_folder(saved, layout)
         finally:
@@ -130,13 +140,13 @@ class Buildah:
                 remedy="use --engine docker, with the NVIDIA Container Toolkit",
             )
         most = resource.getrlimit(resource.RLIMIT_STACK)[1]
-        self._must(run(from_command(container, request, None if most < 0 else most)))
+        self._must(self._run(from_command(container, request, None if most < 0 else most)))
         try:
             command = run_command(container, request, os.geteuid() == 0)
             # A chroot has no process namespace: what the command forked would outlive it.
-            done = run(command, limit_s=request.limit_s, say=say, group=True)
+            done = self._run(command, limit_s=request.limit_s, say=say, group=True)
         finally:
-            run(["buildah", "rm", container])
+            self._run(["buildah", "rm", container])
         return RunResult(done.returncode, done.stdout, done.stderr)
 
     @staticmethod
@@ -144,6 +154,13 @@ class Buildah:
         if done.returncode == 0:
             return
         words = last_words(done, 6)
+        if "file integrity checksum failed" in words:  # it names the file
+            raise IntegrityError(
+                "a layer in buildah's store is not what was put there",
+                where=" ".join(done.args[:3]),
+                got=words,
+                remedy="remove the image with `buildah rmi`, and build or pull it again",
+            )
         full = "no space left" in words.lower()
         raise HostError(
             "the disk of buildah's store is full" if full else "buildah refused",

@@ -89,6 +89,21 @@ class Store:
             finally:
                 fcntl.flock(handle, fcntl.LOCK_UN)
 
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """Yield an empty folder that is removed at the end, and hold the lock `name` meanwhile.
+
+        What a killed process left of it goes first.
+        """
+        with self.locked(name):
+            folder = self.work() / name
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def admit(self, candidate: Path, file: LockedFile, *, origin: str, move: bool) -> Path:
         """Check `candidate` against the lock and give it its name.
 

@@ -1,0 +1,1 @@
+"""One file that carries an image, or all that it is built from, to a host without a network."""

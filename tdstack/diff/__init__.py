@@ -1,0 +1,1 @@
+"""What differs between two images, locks or containers, and whether a rebuild gives one again."""
