@@ -414,7 +414,7 @@ def test_the_verb(pushed: Pushed, tmp_path: Path) -> None:
         (["localhost:1/x:y", "--key", "/nonexistent"], 2, "the key cannot be read"),
         (["localhost/tdstack:x", "--key", str(ROOT / "README.md")], 2, "no key"),
         (["--key", "x", "--prefix", "/"], 2, "environments are not signed"),
-        ([], 2, "no environment named"),
+        ([], 2, "nothing to verify is named"),
     ],
 )
 def test_what_the_verb_refuses(arguments: list[str], code: int, words: str) -> None:

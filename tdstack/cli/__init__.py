@@ -1,0 +1,1 @@
+"""The verbs as Invoke tasks: parse, call tdstack, print."""

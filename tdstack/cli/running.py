@@ -1,0 +1,165 @@
+"""Verbs for environments, kernels and the project itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+from tdstack import console
+from tdstack.cli.verb import helps, verb
+from tdstack.errors import UsageError
+from tdstack.fork.model import ForkSource
+from tdstack.stack import Request
+from tdstack.workspace import Workspace
+
+
+@verb
+@helps(layer="triton: Triton-distributed in place of the environment's Triton")
+def install(
+    c: Context,
+    prefix: str = "",
+    layer: str = "",
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    json: bool = False,
+    dry: bool = False,
+) -> None:
+    """Put Triton-distributed into an environment, or leave that as it was."""
+    from tdstack.fork_verbs import install_verb
+
+    if layer != "triton":
+        raise UsageError(
+            "only one layer can be installed outside an image so far",
+            where=f"--layer {layer}" if layer else "--layer",
+            expected="triton",
+        )
+    source = ForkSource(wheel, incomplete)
+    install_verb(Workspace.here(wheelhouse), prefix, source, as_json=json, dry=dry)
+
+
+@verb
+@helps(
+    out="the folder that gets the bundle and the wheels (default: dist/ of the checkout)",
+    jobs="number of compilers at a time (default: the CPUs that this process may use)",
+)
+def compile(
+    c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    arch: list[str] | None = None,
+    wheel: str = "",
+    incomplete: bool = False,
+    wheelhouse: str = "",
+    out: str = "",
+    jobs: int = 0,
+    json: bool = False,
+    dry: bool = False,
+) -> None:
+    """Compile the kernels ahead of time into wheels, without an engine or a GPU."""
+    from tdstack.compile_verb import compile_verb
+
+    workspace = Workspace.here(wheelhouse)
+    compile_verb(
+        workspace,
+        Request(cuda, triton, archs=tuple(arch or ())),
+        ForkSource(wheel, incomplete),
+        out=Path(out).expanduser().absolute() if out else workspace.root / "dist",
+        jobs=jobs,
+        as_json=json,
+        dry=dry,
+    )
+
+
+@verb
+@helps(
+    tier="import, compile, cpu, gpu, multi-gpu or multi-node, and those below (default: all "
+    "that can run here)",
+    ranks="number of ranks: 1, 2, 4, 8 (default: the tier's own)",
+    self_test="plant faults instead, and see that every one is caught",
+    kernels="on GPUs: cubins (nothing may be compiled), jit, or auto (default: cubins if some fit)",
+    out="new folder for the report (default: a dated one in smoke-reports/)",
+    label="name of this host in the report (default: its own)",
+    limit="seconds for each step that waits for other ranks (default: each step's own)",
+    image="run inside this image: REF, as `invoke build` made it",
+    merge="run nothing: put recorded runs together, of files or folders; repeatable",
+    compare="run nothing: what changed from one recorded run to another: --compare A --compare B",
+)
+def smoke(
+    c: Context,
+    tier: str = "",
+    ranks: int = 0,
+    self_test: bool = False,
+    kernels: str = "auto",
+    out: str = "",
+    label: str = "",
+    limit: float = 0.0,
+    image: str = "",
+    engine: str = "auto",
+    merge: list[str] | None = None,
+    compare: list[str] | None = None,
+    json: bool = False,
+) -> None:
+    """Check this environment and the fused kernels: imports, compilation, ranks of every kind."""
+    if merge or compare:
+        from tdstack.smoke.look import compare_runs, merge_runs
+
+        if merge and compare:
+            raise UsageError("two questions at once", where="--merge, --compare", expected="one")
+        found = merge_runs(merge, out) if merge else compare_runs(compare or [])
+    else:
+        from tdstack.smoke.run import Options
+        from tdstack.smoke.run import smoke as run
+
+        options = Options(tier, ranks, kernels, self_test, out, label, limit, image, engine)
+        found = run(Workspace.here().root, options)
+    if json:
+        console.emit_json(found)
+
+
+@verb
+@helps(
+    explain="print which kernel serves M,N,K,W,ARCH, for example 16,8192,1024,8,sm_90",
+    launch="on a GPU: time first calls and launches, cubins against Triton",
+)
+def bench(
+    c: Context,
+    explain: str = "",
+    launch: bool = False,
+    fused: bool = False,
+    quick: bool = False,
+    out: str = "fused.jsonl",
+    json: bool = False,
+) -> None:
+    """Print what the dispatch table chooses, or time launches, or fused against serial calls."""
+    from tdstack import bench as benches
+
+    root = Workspace.here().root
+    if launch or fused:
+        report = benches.launch(root) if launch else benches.fused(root, quick=quick, out=out)
+        if json:
+            console.emit_json(report)
+        return
+    benches.explain(root, explain)
+
+
+@verb
+@helps(fix="let ruff mend what it can")
+def lint(c: Context, fix: bool = False) -> None:
+    """Run ruff, mypy --strict, shellcheck, hadolint and zizmor."""
+    from tdstack.lint import lint as run
+
+    run(Workspace.here().root, fix=fix)
+
+
+@task(help={"k": "only tests whose name matches"})
+def test(c: Context, k: str = "") -> None:
+    """Run pytest; its exit status is the verb's."""
+    import pytest
+
+    arguments = ["tests", "kernels/tests", "smoke_tests", "--self-test"]
+    arguments += ["-k", k] if k else []
+    raise Exit(code=1 if pytest.main(arguments) else 0)
