@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tdstack.dpkg import STATUS, installed
 from tdstack.errors import HostError, UpstreamError
 from tdstack.lock.model import LockedDeb, Platform
 from tdstack.process import find, last_words, run
@@ -84,6 +86,14 @@ def build_rootfs(
         command = _mmdebstrap(suite, platform, asked, str(out))
         command += [f"deb [trusted=yes] copy:{repository} {suite} main"]
         _check(run(_offline(command), environment=_environment()))
+
+
+def installed_packages(tar: Path) -> set[str]:
+    """Return the names of the packages that a root file system says are installed."""
+    with tarfile.open(tar) as archive:
+        status = archive.extractfile(f"./{STATUS}")
+        assert status is not None
+        return {name for name, _version in installed(status.read().decode())}
 
 
 def resolve_debs(

@@ -8,18 +8,18 @@ import csv
 import json
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from email.parser import HeaderParser
 from typing import Any
 
 from packaging.utils import canonicalize_name
 
 from tdstack.diff.model import FileFact, Release
+from tdstack.dpkg import STATUS, installed
 from tdstack.errors import IntegrityError
 from tdstack.plan import PREFIX
 
 MANIFEST = f"{PREFIX}/manifest.json"
-DPKG = "var/lib/dpkg/status"
 _SITE = r"(?P<site>.+/(?:site|dist)-packages)"
 _INFO = re.compile(_SITE + r"/[^/]+\.dist-info/(?P<name>METADATA|RECORD)")
 _BUNDLE = re.compile(_SITE + r"/gemm_allreduce_cubins/(?P<line>[^/]+)/manifest\.json")
@@ -28,7 +28,7 @@ _OURS = re.compile(rf"{PREFIX}/lib/python[^/]+/site-packages")
 
 def wanted(path: str) -> bool:
     """Return whether the content of a file is needed for what follows."""
-    return path in (MANIFEST, DPKG) or bool(_INFO.fullmatch(path) or _BUNDLE.fullmatch(path))
+    return path in (MANIFEST, STATUS) or bool(_INFO.fullmatch(path) or _BUNDLE.fullmatch(path))
 
 
 def manifest_of(texts: Mapping[str, bytes]) -> dict[str, Any] | None:
@@ -72,7 +72,7 @@ def packages_of(
     """
     found = {
         f"debian: {name}": Release((version,))
-        for name, version in _debian(texts.get(DPKG, b"").decode(errors="replace"))
+        for name, version in installed(texts.get(STATUS, b"").decode(errors="replace"))
     }
     hashes = _hashes(manifest)
     for path, text in texts.items():
@@ -136,13 +136,6 @@ def _hex(recorded: str) -> str:
         return base64.urlsafe_b64decode(digest + "==").hex() if name == "sha256" else ""
     except (binascii.Error, ValueError):
         return ""
-
-
-def _debian(status: str) -> Iterator[tuple[str, str]]:
-    for stanza in status.split("\n\n"):
-        fields = dict(re.findall(r"^(Package|Version|Status): (.*)$", stanza, re.MULTILINE))
-        if fields.get("Status", "").endswith(" installed"):
-            yield fields["Package"], fields.get("Version", "")
 
 
 def _hashes(manifest: Mapping[str, Any] | None) -> dict[tuple[str, str], str]:

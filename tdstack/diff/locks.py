@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,9 @@ def whole_lock(name: str, lock: Lock) -> Snapshot:
     return Snapshot(name, packages=packages, settings=settings)
 
 
-def lock_for(
-    name: str, lock: Lock, manifest: Mapping[str, Any], installed: Collection[str] = ()
-) -> Snapshot:
+def lock_for(name: str, lock: Lock, manifest: Mapping[str, Any]) -> Snapshot:
     """Return what a lock says an image should hold that has the choices of `manifest`.
 
-    `installed` are names of packages as a snapshot has them. The lock lists every Debian package
-    that the root file system was resolved from, and some, such as apt, only install the others:
-    what was not asked for by name counts where it is installed.
     Triton-distributed is no part of the lock: what the image says of it is taken, unless the lock
     records wheels and the image's is none of them.
     Raises: UsageError for choices that the lock does not hold.
@@ -105,9 +100,7 @@ def lock_for(
     theirs = slice_of(stack)
     packages: dict[str, Release] = {}
     for deb in stack.rootfs.packages if stack.rootfs else ():
-        entry = f"debian: {deb.package}"
-        if entry in installed or (stack.rootfs and deb.package in stack.rootfs.asked):
-            packages[entry] = Release((deb.version,), (deb.sha256,))
+        packages[f"debian: {deb.package}"] = Release((deb.version,), (deb.sha256,))
     for package in stack.all_packages():
         digest = (package.file.sha256,) if package.file else ()
         packages[f"python: {package.name}"] = Release((package.version,), digest)

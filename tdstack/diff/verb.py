@@ -77,7 +77,7 @@ class Reader:
                     expected="an image of `invoke build`, with /opt/tdstack/manifest.json",
                 )
             name, lock = self._lock(a if locks[0] else b)
-            pinned = lock_for(name, lock, other.manifest, other.packages)
+            pinned = lock_for(name, lock, other.manifest)
             return compare(pinned, other) if locks[0] else compare(other, pinned)
         sources = [self._source(side) for side in (a, b)]
         first, second = sources

@@ -21,7 +21,7 @@ from tdstack.lock.model import (
 )
 from tdstack.lock.resolve import resolve_closures, resolve_lines, uv_version
 from tdstack.pipconf import pip_config
-from tdstack.rootfs import build_rootfs, resolve_debs, tool_versions
+from tdstack.rootfs import build_rootfs, installed_packages, resolve_debs, tool_versions
 from tdstack.wheelhouse.store import sha256_of
 
 DebFetcher = Callable[[Iterable[LockedDeb]], dict[str, Path]]
@@ -128,6 +128,11 @@ def _lock_rootfs(asked: AskedBase, platform: Platform, fetch_debs: DebFetcher) -
     debs = resolve_debs(asked.suite, platform, asked.packages, asked.pockets)
     with tempfile.TemporaryDirectory(prefix="tdstack-rootfs-") as folder:
         tar = Path(folder, "rootfs.tar")
+        build_rootfs(asked.suite, platform, asked.packages, fetch_debs(debs), tar)
+        # A mirror also answers with what only installs the others, such as apt. The lock must
+        # not name what no image holds.
+        there = installed_packages(tar)
+        debs = [deb for deb in debs if deb.package in there]
         build_rootfs(asked.suite, platform, asked.packages, fetch_debs(debs), tar)
         made = LockedFile(
             name=f"rootfs-{asked.suite}.tar", sha256=sha256_of(tar), size=tar.stat().st_size
