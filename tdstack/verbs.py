@@ -166,7 +166,9 @@ def verify_image(engine: Engine, ref: str) -> list[Mapping[str, object]]:
         report = json.loads(done.stdout)
     except ValueError as error:
         raise CheckFailed(
-            "tdstack-verify gave no report", where=ref, got=(done.stderr or done.stdout)[-600:]
+            "tdstack-verify gave no report",
+            where=ref,
+            got=f"exit status {done.status}: {(done.stderr or done.stdout)[-600:]}",
         ) from error
     findings: list[Mapping[str, object]] = report["findings"]
     bad = [f for f in findings if not f["ok"]]
