@@ -6,6 +6,7 @@ or with `run` of everything that torchrun would start, on a tiny model.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -69,18 +70,24 @@ def main() -> None:
     folder, rank, w = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_grad_enabled(False)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=w)
+    print(json.dumps(measured(rank, w, whole=sys.argv[4:] == ["run"])))
+    # A group that is held, if only by a cycle, when it is destroyed makes torch abort at exit.
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def measured(rank: int, w: int, *, whole: bool) -> Any:
+    """Measure over all ranks; return what is printed. Nothing holds their group afterwards."""
     group = dist.group.WORLD
     assert group is not None
     device = torch.device("cpu")
     workspace = Workspace(
         SharedMemoryTransport(group), max_tokens=64, max_features=N, dtype=torch.float16
     )
-    bench = Bench(group, device, workspace, {"gloo": Nccl(group, device, torch.float16)})
-    if sys.argv[4:] == ["run"]:
-        bench = ProcessBench(group, device, workspace, bench.all_reduces)  # type: ignore[assignment]
-        print(json.dumps(whole_run(bench, w)))
-        dist.destroy_process_group()
-        return
+    reduces = {"gloo": Nccl(group, device, torch.float16)}
+    if whole:
+        return whole_run(ProcessBench(group, device, workspace, reduces), w)
+    bench = Bench(group, device, workspace, reduces)
     bench.load(N, K, COPIES, EFFORT.tokens)
     cases = [measure(bench, HostTimer(), m, N, K, COPIES, EFFORT) for m in EFFORT.tokens]
     buffers = [torch.zeros(64, dtype=torch.int32) for _ in range(w)]
@@ -95,8 +102,7 @@ def main() -> None:
     except RuntimeError as error:
         said = str(error)
     bench.close()
-    print(json.dumps({"cases": [asdict(case) for case in cases], "pairs": said, "rates": rates}))
-    dist.destroy_process_group()
+    return {"cases": [asdict(case) for case in cases], "pairs": said, "rates": rates}
 
 
 if __name__ == "__main__":
