@@ -1,4 +1,4 @@
-"""A sigstore in small, on loopback: CI identity, Fulcio with its CT log, Rekor, and their trust root.
+"""A sigstore in small, on loopback: identity of a CI job, Fulcio with its CT log, Rekor.
 
 It signs with keys of its own what the real services sign with theirs, in the same formats: RFC 6962
 for the certificates' log, Rekor's API v1, signed notes for checkpoints. So both the library's
@@ -76,6 +76,7 @@ class Sigstore:
     workflow: str = WORKFLOW
     fault: str = ""
     signed: int = 0
+    lifetime_s: int = 600
     ca: Key = field(default_factory=Key)
     ct: Key = field(default_factory=Key)
     rekor: Key = field(default_factory=Key)
@@ -136,7 +137,7 @@ class Sigstore:
         }
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """Return the variables of a CI job that may ask for its identity, and use these services."""
+        """Return the variables of a CI job that has an identity and uses these services."""
         file = folder / "sigstore.json"
         file.write_text(json.dumps(self.config()))
         return {
@@ -162,13 +163,12 @@ class Sigstore:
         return f"{head}.c2lnbmF0dXJl"
 
     def certify(self, token: str, request: bytes) -> dict[str, object]:
-        """Answer like Fulcio: a certificate of ten minutes that a CT log has signed for."""
-        assert token.split(".")[:2] != [""]
+        """Answer like Fulcio: a certificate that a CT log has signed for."""
         claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
         asked = x509.load_pem_x509_csr(request)
         assert asked.is_signature_valid
         name = x509.UniformResourceIdentifier(f"https://github.com/{claims['job_workflow_ref']}")
-        issued = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.root.public_key())
+        issued = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.ca.private.public_key())
         now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
@@ -177,7 +177,7 @@ class Sigstore:
             .public_key(asked.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(seconds=5))
-            .not_valid_after(now + timedelta(minutes=10))
+            .not_valid_after(now + timedelta(seconds=self.lifetime_s))
             .add_extension(usage(signs_certificates=False), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False

@@ -1,4 +1,4 @@
-"""Keyless signatures around the package sigstore: attached, found, chosen; and asked for wrongly."""
+"""Keyless signatures around the package sigstore: attached, found, chosen, asked for wrongly."""
 
 from __future__ import annotations
 
