@@ -11,26 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.triton_environments import UV
-
 LOCK = Path(__file__).resolve().parent.parent / "requirements-keyless.lock"
 LIMIT_S = 120
-
-
-def forget(folder: Path | None = None) -> None:
-    """Drop sigstore's modules, or all that came from `folder`, so that they are looked for anew."""
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or ""
-        ours = Path(file).is_relative_to(folder) if folder and file else False
-        if ours or name.split(".")[0] == "sigstore":
-            del sys.modules[name]
 
 
 @contextmanager
 def keyless_site(folder: Path) -> Iterator[Path]:
     """Install the lock's packages into `folder`, by hash, and let them be imported."""
-    command = [UV, "pip", "install", "-q", "--no-deps", "--require-hashes", "-r", str(LOCK)]
-    command += ["--target", str(folder), "--python", sys.executable]
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes"]
+    command += ["-r", str(LOCK), "--target", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     if done.returncode:
         if os.environ.get("CI"):
@@ -41,4 +30,6 @@ def keyless_site(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         sys.path.remove(str(folder))
-        forget(folder)
+        for name, module in list(sys.modules.items()):
+            if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
+                del sys.modules[name]

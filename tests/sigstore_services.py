@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+from urllib.parse import parse_qs
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -77,6 +78,7 @@ class Sigstore:
     fault: str = ""
     signed: int = 0
     lifetime_s: int = 600
+    code: str = "a-code"
     ca: Key = field(default_factory=Key)
     ct: Key = field(default_factory=Key)
     rekor: Key = field(default_factory=Key)
@@ -279,13 +281,22 @@ def sigstore_services() -> Iterator[Sigstore]:
             self.wfile.write(data)
 
         def do_GET(self) -> None:
-            if self.headers["Authorization"] == "bearer of-the-job" and held.fault != "token":
+            if self.path == "/oidc/.well-known/openid-configuration":
+                names = ("authorization_endpoint", "token_endpoint")
+                self.answer(200, {name: f"{held.url}/oidc/{name}" for name in names})
+            elif self.headers["Authorization"] == "bearer of-the-job" and held.fault != "token":
                 self.answer(200, {"value": held.token()})
             else:
                 self.answer(403, {"message": "not this job"})
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/oidc/token_endpoint":
+                right = parse_qs(data.decode()).get("code") == [held.code]
+                told = {"access_token": held.token()} if right else {"error": "not this code"}
+                self.answer(200, told)
+                return
+            body = json.loads(data)
             service = "rekor" if "/log/entries" in self.path else "fulcio"
             if held.fault == "silence":
                 held.released.wait(30)

@@ -7,12 +7,15 @@ the trust root that the package brings, without a network.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import socket
+import subprocess
 import sys
 import tarfile
 import time
+import webbrowser
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -69,9 +72,9 @@ _NUMBERS = count()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with keyless_site(tmp_path_factory.mktemp("keyless") / "site"):
-        yield
+def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with keyless_site(tmp_path_factory.mktemp("keyless") / "site") as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -196,9 +199,48 @@ def test_another_sigstore(pushed: Pushed, services: Sigstore, tmp_path: Path) ->
     (tmp_path / "sigstore.json").write_text(json.dumps(Sigstore(services.url).config()))
     with pytest.raises(IntegrityError, match="or is of another sigstore"):
         check(pushed)
-    (tmp_path / "sigstore.json").write_text("{}")
+
+
+@pytest.mark.parametrize("part", ["", "tlogs", "signingConfig"])
+def test_a_configuration_that_lacks_something(
+    services: Sigstore, tmp_path: Path, part: str
+) -> None:
+    config: Any = services.config()
+    if part == "tlogs":
+        config["trustedRoot"]["tlogs"] = []
+    elif part:
+        config[part]["caUrls"] = []
+    (tmp_path / "sigstore.json").write_text(json.dumps(config) if part else "{}")
     with pytest.raises(UsageError, match="configuration of sigstore cannot be read"):
-        check(pushed)
+        SigstoreSigner()
+
+
+def test_a_trust_root_that_was_cut_off(tmp_path: Path) -> None:
+    assert keyless_of("a", "b")
+    (file,) = (tmp_path / "trust").rglob("trusted_root.json")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(HostError, match="trust root on this host is damaged"):
+        keyless_of("a", "b")
+
+
+def test_the_verb_verifies(pushed: Pushed, services: Sigstore, package: Path) -> None:
+    where = (pushed.registry, pushed.repository, pushed.image)
+    attach(*where, plan=pushed.plan, signer=None, keyless=SigstoreSigner(), engine="x 1")
+
+    def verified(issuer: str) -> tuple[int, Any]:
+        command = [sys.executable, "-m", "invoke", "verify", f"{where[1]}@{where[2].digest}"]
+        command += ["--identity", WE, "--issuer", issuer, "--json"]
+        environment = {**os.environ, "PYTHONPATH": str(package)}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        return done.returncode, json.loads(done.stdout)
+
+    code, report = verified(GITHUB)
+    assert (code, report["signed_as"]) == (0, f"{WE} ({GITHUB})")
+    code, report = verified("https://gitlab.com")
+    assert code == 4
+    assert "somebody else" in report["what"]
 
 
 @pytest.mark.parametrize(
@@ -250,6 +292,35 @@ def test_nobody_to_sign_as(services: Sigstore, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
     with pytest.raises(HostError, match="no identity to sign as"):
         SigstoreSigner()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("code", ["a-code\n", "another\n", ""])
+def test_who_sits_at_a_terminal_is_asked(
+    services: Sigstore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: str,
+) -> None:
+    monkeypatch.delenv("GITHUB_ACTIONS")
+    monkeypatch.setattr(webbrowser, "open", lambda *_: False)
+    monkeypatch.setattr(sys, "stdin", Terminal(code))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    signer = SigstoreSigner()
+    if code.strip() != services.code:
+        with pytest.raises(UpstreamError if code else HostError) as caught:
+            signer.sign(statement_for("sha256:" + "a" * 64))
+        assert ("not this code" if code else "no identity to sign as") in str(caught.value)
+        return
+    assert b"dsseEnvelope" in signer.sign(statement_for("sha256:" + "a" * 64))
+    said = capsys.readouterr()
+    assert said.out == ""  # it may be a file of JSON
+    assert f"{services.url}/oidc/authorization_endpoint" in said.err
+    assert "Enter verification code" in said.err
 
 
 def test_without_a_network_signing_ends_before_anything_is_sent(

@@ -29,7 +29,7 @@ SIGN_LIMIT_S = 120.0
 def keyless_of(name: str, issuer: str) -> Keyless | None:
     """Return what --identity and --issuer ask for; None for neither.
 
-    Raises: UsageError for one of them alone; HostError without the package.
+    Raises: UsageError for one of them alone; HostError without the package or its trust root.
     """
     identity = identity_of(name, issuer)
     return Keyless(identity, SigstoreVerifier()) if identity else None
@@ -39,7 +39,7 @@ class SigstoreVerifier:
     """Verifies bundles without a network, by the trust root that the package brought or cached."""
 
     def __init__(self) -> None:
-        """Raise HostError without the package; UsageError for a configuration that is none."""
+        """Raise HostError without package or trust root, UsageError for a wrong configuration."""
         _require()
         from sigstore.verify import Verifier
 
@@ -84,13 +84,7 @@ class SigstoreSigner:
         self._signer: Any = None
         self._told = False
         if _ambient_token() is None and not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise HostError(
-                "there is no identity to sign as",
-                where="--keyless",
-                expected="a CI job that may ask for its identity, or a terminal",
-                remedy="in GitHub Actions give the job `permissions: id-token: write`; elsewhere "
-                "sign at a terminal, or with a key: --sign",
-            )
+            raise _nobody()
 
     def sign(self, statement: bytes) -> bytes:
         """Return the bundle of the signed statement, which was verified.
@@ -151,6 +145,8 @@ class SigstoreSigner:
             return IdentityToken(token) if token else _reaching(ask)
         except IdentityError as error:
             raise _away(error) from error
+        except EOFError as error:  # the terminal gave no code
+            raise _nobody() from error
 
 
 class _Only:
@@ -195,12 +191,26 @@ def _trust(*, offline: bool) -> Any:
     """Return services and trust root: the public ones, or those of $TDSTACK_SIGSTORE_CONFIG."""
     from sigstore.errors import Error
     from sigstore.models import ClientTrustConfig
+    from sigstore.verify import Verifier
 
     if not (path := os.environ.get(CONFIG_VARIABLE, "")):
-        return _reaching(lambda: ClientTrustConfig.production(offline=offline))
+        try:
+            return _reaching(lambda: ClientTrustConfig.production(offline=offline))
+        except (ValueError, Error) as error:
+            raise HostError(
+                "sigstore's trust root on this host is damaged",
+                where="sigstore-python in the user's cache folder",
+                got=f"{type(error).__name__}: {error}"[:300],
+                remedy="remove that folder; the package brings one",
+            ) from error
     try:
-        return ClientTrustConfig.from_json(Path(path).expanduser().read_text())
-    except (OSError, ValueError, Error) as error:
+        config = ClientTrustConfig.from_json(Path(path).expanduser().read_text())
+        # Looked at now, as the library would trip over a part that is missing only much later.
+        Verifier(trusted_root=config.trusted_root)
+        if not offline:
+            config.signing_config.get_fulcio()
+        return config
+    except (OSError, ValueError, IndexError, Error) as error:
         raise UsageError(
             "the configuration of sigstore cannot be read",
             where=f"{CONFIG_VARIABLE}={path}",
@@ -269,6 +279,16 @@ def _within(limit_s: float, sign: Callable[[], T]) -> T:
         known = isinstance(error, UpstreamError | ExpiredCertificate)
         raise error if known else _away(error)
     return made[0]
+
+
+def _nobody() -> HostError:
+    return HostError(
+        "there is no identity to sign as",
+        where="--keyless",
+        expected="a CI job that may ask for its identity, or somebody at a terminal",
+        remedy="in GitHub Actions give the job `permissions: id-token: write`; elsewhere sign at a "
+        "terminal, or with a key: --sign",
+    )
 
 
 def _away(error: Exception) -> UpstreamError:
