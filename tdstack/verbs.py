@@ -26,6 +26,7 @@ from tdstack.stack import Request, is_rootfs
 from tdstack.workspace import Workspace
 
 if TYPE_CHECKING:
+    from tdstack.attest.bundles import Keyless
     from tdstack.ship.cache import LayerCache
 
 
@@ -132,6 +133,7 @@ def build(
     dry: bool,
     registry: str = "",
     key: str = "",
+    keyless: Keyless | None = None,
 ) -> BuildReport | None:
     """Build the image; return the report, or None for a dry run."""
     if dry:
@@ -144,7 +146,7 @@ def build(
     request = pinned_base(choice.engine, workspace, request, source)
     made = acquired(workspace, request, source, dry=False)
     _warn_of(made)
-    cache = layer_cache(registry, key, made)
+    cache = layer_cache(registry, key, made, keyless)
     builder = Builder(made, choice.engine, workspace.store, workspace.root, say, cache)
     report = builder.build(
         lambda files: _ignore(workspace.fetch(files)), Path(output) if output else None
@@ -234,7 +236,9 @@ def show_report(report: BuildReport) -> None:
     )
 
 
-def layer_cache(registry: str, key: str, made: Plan) -> LayerCache | None:
+def layer_cache(
+    registry: str, key: str, made: Plan, keyless: Keyless | None = None
+) -> LayerCache | None:
     """Return the registry that layers may come from, or None where none is named.
 
     Raises: UsageError.
@@ -243,7 +247,7 @@ def layer_cache(registry: str, key: str, made: Plan) -> LayerCache | None:
         return None
     from tdstack.ship.cache import LayerCache  # HTTP and signatures take 0.3 s to import
 
-    return LayerCache.of(registry, key, made.stack.platform)
+    return LayerCache.of(registry, key, made.stack.platform, keyless)
 
 
 def _origins(made: Plan, engine: str, cache: LayerCache | None) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tdstack.attest import dsse, provenance, sbom
 from tdstack.attest.artifacts import Attachment, put_attachment
+from tdstack.attest.bundles import KeylessSigner, put_bundle
 from tdstack.attest.check import check_sbom, check_statement, read_provenance, read_sbom
 from tdstack.attest.contents import contents_of
 from tdstack.attest.inside import Inside
@@ -37,6 +38,7 @@ def attach(
     *,
     plan: Plan | None,
     signer: Signer | None,
+    keyless: KeylessSigner | None = None,
     engine: str = "",
     root: Path = ROOT,
     store: Store | None = None,
@@ -45,11 +47,13 @@ def attach(
 
     With `plan` (a final image) a bill of materials and the provenance; with `signer` the
     provenance is signed, and the manifest last of all: whoever sees its signature finds the rest.
+    With `keyless` the manifest is signed by an identity, too; that again adds a signature.
     `root` is the checkout of the plan, `engine` what built the image, `store` what may hold the
     wheels that tell licences.
     Returns: what is attached now and was not before, such as `signature sha256:...`.
     Raises: IntegrityError when the image is not the plan's, or the registry gives wrong bytes;
-    CheckFailed for one that is no final image of tdstack; UpstreamError.
+    CheckFailed for one that is no final image of tdstack; UpstreamError; HostError and
+    TimeLimitError of `keyless`.
     """
     done: list[str] = []
     if plan is not None:
@@ -60,6 +64,8 @@ def attach(
             done += _attest(registry, repository, image, plan, inside, signer, engine, root, store)
     if signer is not None and (added := put_signature(registry, repository, image, signer)):
         done.append(f"signature {added}")
+    if keyless is not None:
+        done.append(f"keyless {put_bundle(registry, repository, image, keyless)}")
     return tuple(done)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tdstack.attest.bundles import Keyless
 from tdstack.attest.check import check_sbom, check_statement, read_provenance, read_sbom
 from tdstack.attest.contents import Contents, contents_of
 from tdstack.attest.imageconfig import ImageConfig
@@ -32,11 +33,12 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Options:
-    """How to check: `keys` may be empty, then nobody vouches; `deep` reads every layer."""
+    """How to check: without `keys` and `keyless` nobody vouches; `deep` reads every layer."""
 
     keys: Sequence[PublicKey] = ()
     platform: str = "linux/amd64"
     deep: bool = False
+    keyless: Keyless | None = None
 
 
 def examine(
@@ -68,6 +70,8 @@ class _Examination:
         """Run every check; what was found is in the report."""
         self._check("digest", self._blobs)
         self._signature()
+        if self.options.keyless:
+            self._keyless(self.options.keyless)
         config = self._check("configuration", self._config)
         if config is None:
             return
@@ -131,6 +135,13 @@ class _Examination:
         claimed = [found.hint or "an unnamed key" for found in signatures_of(*arguments)]
         told = f"no --key; it claims to be signed by {', '.join(claimed)}" if claimed else ""
         self.report.skipped("signature", told or "no --key, and the image is not signed")
+
+    def _keyless(self, keyless: Keyless) -> None:
+        def signed() -> tuple[str, str]:
+            identity = keyless.check(self.registry, self.reference.repository, self.image)
+            return f"by {identity}", str(identity)
+
+        self.report.signed_as = self._check("keyless", signed) or ""
 
     def _config(self) -> tuple[str, ImageConfig]:
         config = read_config(self.registry, self.reference.repository, self.manifest)

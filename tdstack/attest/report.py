@@ -24,12 +24,16 @@ class Finding:
 
 @dataclass
 class ImageReport:
-    """All findings about one image; `signed_by` is the fingerprint of the key that vouches."""
+    """All findings about one image.
+
+    `signed_by` is the fingerprint of the key that vouches, `signed_as` the identity.
+    """
 
     ref: str
     digest: str
     platform: str
     signed_by: str = ""
+    signed_as: str = ""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -65,7 +69,7 @@ def judged(report: ImageReport, *, as_json: bool) -> ImageReport:
     """
     rows = [[f.state, f.check, f.detail] for f in report.findings]
     table(f"{report.ref} ({report.digest[:19]})", ["", "check", "finding"], rows)
-    if not report.signed_by:
+    if not (report.signed_by or report.signed_as):
         warn("nobody vouches for this image: name the publisher's public key with --key")
     if report.code:
         bad = [f for f in report.findings if f.code]

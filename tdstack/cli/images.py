@@ -85,9 +85,16 @@ def build(
     key: str = "",
     json: bool = False,
     dry: bool = False,
+    identity: str = "",
+    issuer: str = "",
 ) -> None:
     """Build the image; layers that are there already, or in a registry, are not built again."""
     sglang.refuse(asked.workspace.root, with_ or (), as_json=json)
+    keyless = None
+    if identity or issuer:
+        from tdstack.attest.sigstore_client import keyless_of
+
+        keyless = keyless_of(identity, issuer)
     verbs.build(
         asked.workspace,
         asked.request,
@@ -98,6 +105,7 @@ def build(
         dry=dry,
         registry=registry,
         key=key,
+        keyless=keyless,
     )
 
 

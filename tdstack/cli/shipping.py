@@ -13,6 +13,7 @@ from tdstack.workspace import Workspace
 @verb
 @helps(
     sign="sign every image with this key: PRIVATE.pem (default: TDSTACK_SIGN)",
+    keyless="sign every image as who you are, through sigstore; needs the internet",
     compression="zstd (default), gzip or none; named, it also replaces layers in another form",
     force="replace what the registry has under a layer's key, if it is another image",
     prune="push nothing; show what no rolling tag reaches any more",
@@ -31,6 +32,7 @@ def push(
     yes: bool = False,
     keep: list[str] | None = None,
     json: bool = False,
+    keyless: bool = False,
 ) -> None:
     """Bring an image and its layers into a registry, or prune the registry."""
     from tdstack.ship import verbs as ship
@@ -45,7 +47,7 @@ def push(
         asked.request,
         asked.source,
         engine,
-        ship.PushOptions(registry, sign, compression, force),
+        ship.PushOptions(registry, sign, compression, force, keyless),
         as_json=json,
     )
 
@@ -60,8 +62,11 @@ def pull(
     key: str = "",
     force: bool = False,
     json: bool = False,
+    identity: str = "",
+    issuer: str = "",
 ) -> None:
     """Bring a prebuilt image from a registry, compare it with the lock, and verify it."""
+    from tdstack.attest.sigstore_client import keyless_of
     from tdstack.ship import verbs as ship
 
     ship.pull(
@@ -71,6 +76,7 @@ def pull(
         engine,
         registry=registry,
         key=key,
+        keyless=keyless_of(identity, issuer),
         force=force,
         as_json=json,
     )
@@ -204,12 +210,14 @@ def verify(
     deep: bool = False,
     rebuild: str = "",
     json: bool = False,
+    identity: str = "",
+    issuer: str = "",
 ) -> None:
     """Check an image (REF), an environment (--prefix) or a Triton-distributed wheel (--wheel)."""
     if rebuild:
         from tdstack.diff.rebuild import rebuild_verb
 
-        if ref or prefix or triton or fix or deep or key:
+        if ref or prefix or triton or fix or deep or key or identity or issuer:
             raise UsageError(
                 "a rebuild is a check of its own",
                 where="--rebuild",
@@ -227,22 +235,32 @@ def verify(
     if ref:
         from tdstack.attest.examine import Options
         from tdstack.attest.keys import public_keys_of
+        from tdstack.attest.sigstore_client import keyless_of
         from tdstack.attest.verbs import is_local, verify_reference
 
         if prefix or wheel or triton or fix or incomplete:
             raise UsageError(
-                "an image is checked with --key, --platform, --engine and --deep alone",
+                "an image is checked with --key, --identity, --platform, --engine and --deep alone",
                 where="invoke verify REF",
                 remedy="leave the image out to check an environment or a wheel",
             )
+        if is_local(ref) and (identity or issuer):
+            raise UsageError(
+                "an image in an engine has no signature",
+                where="--identity",
+                got=ref,
+                remedy="leave it out",
+            )
         keys = () if is_local(ref) and not key else public_keys_of(key)
-        options = Options(keys, platform, deep)
+        options = Options(keys, platform, deep, keyless_of(identity, issuer))
         verify_reference(Workspace.here(), ref, options, engine=engine, as_json=json)
         return
     from tdstack.fork_verbs import inspect_wheel, verify_verb
 
-    if key:
-        raise UsageError("environments are not signed", where="--key", expected="an image: REF")
+    if key or identity or issuer:
+        raise UsageError(
+            "environments are not signed", where="--key, --identity", expected="an image: REF"
+        )
     source = ForkSource(wheel, incomplete)
     if wheel and not prefix:
         inspect_wheel(Workspace.here(), source, as_json=json)

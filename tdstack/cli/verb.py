@@ -39,6 +39,8 @@ HELP = {
     "with_": "an optional layer: sglang (no CUDA line can hold it yet, and this says why)",
     "registry": "HOST[:PORT]/PATH of the images (default: $TDSTACK_REGISTRY)",
     "key": "public key(s) that must have signed: FILE[:FILE...] (default: $TDSTACK_KEY)",
+    "identity": "who must have signed without a key: e-mail or URI, with --issuer",
+    "issuer": "the URL of who vouches for --identity",
     "json": "machine-readable result on stdout",
     "dry": "no side effects",
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from tdstack.attest.bundles import Keyless
 from tdstack.attest.keys import public_keys_of
 from tdstack.console import Stopwatch, say, warn
 from tdstack.engines.base import Engine
@@ -91,7 +92,9 @@ class LayerCache:
     source: Source
 
     @staticmethod
-    def of(registry: str, key: str, platform: str) -> LayerCache | None:
+    def of(
+        registry: str, key: str, platform: str, keyless: Keyless | None = None
+    ) -> LayerCache | None:
         """Return the cache that the options or the environment name, or None.
 
         Raises: UsageError.
@@ -100,9 +103,8 @@ class LayerCache:
         if not name:
             return None
         repository = parse_repository(name)
-        return LayerCache(
-            Source(registry_of(repository), repository, platform, public_keys_of(key))
-        )
+        keys = public_keys_of(key)
+        return LayerCache(Source(registry_of(repository), repository, platform, keys, keyless))
 
     def count(self, plan: Plan) -> int:
         """Return how many layers the registry has; none, with a warning, where it fails."""

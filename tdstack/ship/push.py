@@ -206,7 +206,7 @@ class Pusher:
     def _attach(
         self, repository: Repository, manifest: Descriptor, plan: Plan | None
     ) -> tuple[str, ...]:
-        if plan is None and self._target.signer is None:
+        if plan is None and self._target.signer is None and self._target.keyless is None:
             return ()
         from tdstack.attest.attach import attach
 
@@ -216,6 +216,7 @@ class Pusher:
             manifest,
             plan=plan,
             signer=self._target.signer,
+            keyless=self._target.keyless,
             engine=self._engine.describe(),
             root=self._root,
             store=self._store,

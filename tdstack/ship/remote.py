@@ -18,6 +18,7 @@ from tdstack.ship.names import layer_reference
 from tdstack.ship.resolve import find
 
 if TYPE_CHECKING:
+    from tdstack.attest.bundles import Keyless
     from tdstack.attest.keys import PublicKey
 
 # What becomes of a mismatch with the lock: an error, or with --force a warning.
@@ -26,7 +27,10 @@ Complain = Callable[[IntegrityError], None]
 
 @dataclass(frozen=True)
 class Remote:
-    """An image in a registry: where, its manifest, its configuration, and who signed it."""
+    """An image in a registry: where, its manifest, its configuration, and who signed it.
+
+    `signed_by` is a key's fingerprint, an identity, or both with a comma between them.
+    """
 
     reference: Reference
     descriptor: Descriptor
@@ -47,15 +51,19 @@ class Remote:
 
 @dataclass(frozen=True)
 class Source:
-    """A registry to take images from; images must be signed by one of `keys`, if there are any."""
+    """A registry to take images from.
+
+    Images must be signed by one of `keys`, if there are any, and as `keyless` asks, if it does.
+    """
 
     registry: Registry
     repository: Repository
     platform: str
     keys: Sequence[PublicKey] = ()
+    keyless: Keyless | None = None
 
     def image(self, reference: Reference) -> Remote | None:
-        """Return an image whose digests and signature hold, or None when there is none.
+        """Return an image whose digests and signatures hold, or None when there is none.
 
         Raises: IntegrityError; UpstreamError.
         """
@@ -78,11 +86,14 @@ class Source:
         return remote
 
     def _signer(self, repository: Repository, descriptor: Descriptor) -> str:
-        if not self.keys:
-            return ""
-        from tdstack.attest.check import check_signature
+        found = []
+        if self.keys:
+            from tdstack.attest.check import check_signature
 
-        return check_signature(self.registry, repository, descriptor, self.keys)
+            found.append(check_signature(self.registry, repository, descriptor, self.keys))
+        if self.keyless:
+            found.append(str(self.keyless.check(self.registry, repository, descriptor)))
+        return ", ".join(found)
 
 
 def check_layer(remote: Remote, plan: Plan, layer: Layer) -> None:

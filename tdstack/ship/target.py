@@ -11,6 +11,7 @@ from tdstack.registry.reference import Repository
 from tdstack.ship.compress import Compression
 
 if TYPE_CHECKING:
+    from tdstack.attest.bundles import KeylessSigner
     from tdstack.attest.keys import Signer
 
 
@@ -49,6 +50,7 @@ class Target:
     recompress: bool = False
     signer: Signer | None = None
     force: bool = False
+    keyless: KeylessSigner | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tdstack.attest.bundles import Keyless
 from tdstack.attest.keys import public_keys_of, signer_of
+from tdstack.attest.sigstore_client import SigstoreSigner
 from tdstack.console import emit_json, megabytes, say, table, warn
 from tdstack.engines.choose import choose_engine
 from tdstack.errors import UsageError
@@ -35,6 +37,7 @@ class PushOptions:
     sign: str = ""
     compression: str = ""
     force: bool = False
+    keyless: bool = False
 
 
 def push(
@@ -50,6 +53,7 @@ def push(
     repository = parse_repository(named_registry(options.registry))
     compression = compression_of(options.compression or "zstd")
     signer = signer_of(options.sign)
+    keyless = SigstoreSigner() if options.keyless else None
     choice = choose_engine(engine)
     say(f"engine: {choice.reason}")
     made = workspace.plan(pinned_base(choice.engine, workspace, request, source), source)
@@ -66,6 +70,7 @@ def push(
         recompress=bool(options.compression),
         signer=signer,
         force=options.force,
+        keyless=keyless,
     )
     report = Pusher(made, choice.engine, workspace, target, say).push()
     if as_json:
@@ -86,6 +91,7 @@ def pull(
     *,
     registry: str,
     key: str,
+    keyless: Keyless | None = None,
     force: bool,
     as_json: bool,
 ) -> PullReport:
@@ -96,7 +102,7 @@ def pull(
     say(f"engine: {choice.reason}")
     request = pinned_base(choice.engine, workspace, request, source)
     made = workspace.plan(request, source)
-    place = Source(registry_of(repository), repository, made.stack.platform, keys)
+    place = Source(registry_of(repository), repository, made.stack.platform, keys, keyless)
     if _without_files(made):
         made = plan_of_registry(workspace, request, made, place)
     for note in made.stack.notes:
