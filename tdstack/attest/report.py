@@ -69,7 +69,8 @@ def judged(report: ImageReport, *, as_json: bool) -> ImageReport:
     """
     rows = [[f.state, f.check, f.detail] for f in report.findings]
     table(f"{report.ref} ({report.digest[:19]})", ["", "check", "finding"], rows)
-    if not (report.signed_by or report.signed_as):
+    refused = any(f.check == "signature" and f.code for f in report.findings)
+    if not (report.signed_by or report.signed_as or refused):
         warn("nobody vouches for this image: name the publisher's public key with --key")
     if report.code:
         bad = [f for f in report.findings if f.code]

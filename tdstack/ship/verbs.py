@@ -139,7 +139,8 @@ def prune(registry: str, keep: Sequence[str], *, yes: bool, as_json: bool) -> No
     rows = [
         [one.name, "attached" if one.subject else "image", one.digest[7:19]] for one in found.goes
     ]
-    table(f"nothing reaches these in {repository}", ["name", "kind", "digest"], rows)
+    if rows:
+        table(f"nothing reaches these in {repository}", ["name", "kind", "digest"], rows)
     if yes:
         for one in found.goes:
             client.delete(one.repository, one.digest)
