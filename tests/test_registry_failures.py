@@ -59,6 +59,23 @@ def test_the_wait_that_is_asked_for_is_kept(serve: Serve, monkeypatch: pytest.Mo
     assert waits[2] < 1
 
 
+@pytest.mark.parametrize("times", [2, 9])
+def test_a_blob_that_another_push_hides_for_a_moment_is_waited_for(
+    serve: Serve, times: int
+) -> None:
+    body = json.dumps({"errors": [{"code": "MANIFEST_BLOB_UNKNOWN", "message": "blob"}]}).encode()
+    left = iter([Reply(400, body)] * times)
+    server = serve(lambda request: next(left, Reply(201)))
+    registry = quiet(server.host)
+    repository = Repository(server.host, "a")
+    if times == 2:
+        registry.put_document(repository, "tag", MANIFEST)
+        return
+    with pytest.raises(UpstreamError, match="does not take a manifest"):
+        registry.put_document(repository, "tag", MANIFEST)
+    assert len(server.asked) == 4
+
+
 def test_a_registry_that_wants_an_hour_is_not_waited_for(serve: Serve) -> None:
     server = serve(lambda request: Reply(429, headers={"Retry-After": "3600"}))
     with pytest.raises(UpstreamError) as caught:

@@ -11,10 +11,13 @@ from tdstack.registry.api import Answer, Api
 from tdstack.registry.auth import Access
 from tdstack.registry.oci import ACCEPTED, Descriptor, Document
 from tdstack.registry.reference import Repository, is_digest
+from tdstack.retry import Backoff
 
 _ACCEPT = {"Accept": ", ".join(ACCEPTED)}
 # A registry that links its pages in a circle must not keep a client for ever.
 _MAX_PAGES = 10_000
+_UNKNOWN_BLOB = b'"MANIFEST_BLOB_UNKNOWN"'
+_PUTS = 4
 
 
 class Documents:
@@ -47,13 +50,19 @@ class Documents:
 
     def put(self, repository: Repository, reference: str, document: Document) -> Answer:
         """Store a document under a tag or its digest."""
-        answer = self._api.ask(
-            "PUT",
-            _path(repository, reference),
-            Access(repository.path, "pull,push"),
-            headers={"Content-Type": document.media_type},
-            body=document.data,
-        )
+        backoff = Backoff(_PUTS)
+        while True:
+            answer = self._api.ask(
+                "PUT",
+                _path(repository, reference),
+                Access(repository.path, "pull,push"),
+                headers={"Content-Type": document.media_type},
+                body=document.data,
+            )
+            # docker-registry 2.8 writes a blob's link in place: while a push beside this one
+            # brings the same blob, the registry does not know it for a moment.
+            if _UNKNOWN_BLOB not in answer.body or not backoff.again():
+                break
         if answer.status not in (HTTPStatus.CREATED, HTTPStatus.OK, HTTPStatus.ACCEPTED):
             raise self._api.unexpected("take a manifest", answer)
         _compare(repository, reference, document.digest, answer)

@@ -6,7 +6,9 @@ A registry without the referrers API keeps the same list as an index under the t
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from urllib.parse import quote
 
 from tdstack.errors import UpstreamError
@@ -16,7 +18,8 @@ from tdstack.registry.documents import Documents, pages
 from tdstack.registry.oci import Descriptor, Document, Index
 from tdstack.registry.reference import Repository
 
-_TRIES = 5
+_TRIES = 6
+_SHORTEST_S = 0.05
 
 
 def fallback_tag(digest: str) -> str:
@@ -65,10 +68,13 @@ class Referrers:
         tag = fallback_tag(subject.digest)
         with self._lock:
             # Another client may write the index between our reading and writing it: look again.
-            for _ in range(_TRIES):
+            for attempt in range(_TRIES):
                 held = self._held(repository, subject.digest)
                 if entry in held.manifests:
                     return
+                if attempt:  # clients that wait for different times do not meet again
+                    time.sleep(random.uniform(0, _SHORTEST_S * 2**attempt))
+                    held = self._held(repository, subject.digest)
                 self._documents.put(repository, tag, with_referrer(held, entry).document())
         raise UpstreamError(
             "the registry's list of referrers does not keep an entry",
