@@ -44,7 +44,7 @@ def test_tokens_are_fetched_once_for_each_use(with_tokens: WithTokens, home: Pat
     # One to read, one to write.
     assert len(with_tokens.tokens.given) == given + 2
     other = repository.child("other")
-    assert registry.put_blob(other, b"", Descriptor.of(blob, LAYER_TYPE), repository) is False
+    assert registry.mount_blob(other, Descriptor.of(blob, LAYER_TYPE), repository) is True
 
 
 def test_threads_at_once_share_a_token(with_tokens: WithTokens, home: Path) -> None:

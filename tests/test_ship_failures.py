@@ -190,7 +190,7 @@ def other_image(shipped: Shipped, tmp_path: Path, tiny: Tiny, cuda: str = "12.4"
     home = parse_repository(at)
     manifest = resolve(shipped.registry, Reference(home, full_tag(plan)), "linux/amd64")[1]
     for blob in (manifest.config, *manifest.layers):
-        assert not shipped.registry.put_blob(shipped.repository, b"", blob, home)
+        assert shipped.registry.mount_blob(shipped.repository, blob, home)
     return manifest
 
 
@@ -444,7 +444,7 @@ def test_a_layer_with_a_false_key_ends_a_build_with_4(shipped: Shipped, tmp_path
     assert document
     assert own
     for blob in (ImageManifest.parse(document.data).config,):
-        shipped.registry.put_blob(repository, b"", blob, shipped.repository.child(lower.name))
+        shipped.registry.mount_blob(repository, blob, shipped.repository.child(lower.name))
     shipped.registry.put_document(repository, shipped.plan.final.key[:20], document)
     try:
         built = shipped.host.invoke("build", *OPTIONS, "--registry", shipped.at)
@@ -486,7 +486,7 @@ def test_a_small_new_layer_alone_is_read_out_of_the_engine(
             records.put(step.blob.digest, "zstd", blob)
             for name in shipped.images:
                 home = parse_repository(at).child(name)
-                shipped.registry.put_blob(home, b"", blob, shipped.repository)
+                shipped.registry.mount_blob(home, blob, shipped.repository)
     skipped: list[frozenset[str]] = []
     export = type(shipped.host.engine).export
 

@@ -73,7 +73,7 @@ class Copier:
         home = self._homes.setdefault(blob.digest, place)
         if self.target.has_blob(place, blob.digest):
             return
-        if home != place and self._mounted(place, blob, home):
+        if home != place and self.target.mount_blob(place, blob, home):
             return
         check_room(self.folder, blob.size, "for a layer on its way")
         spool = self.folder / "blob"
@@ -83,11 +83,3 @@ class Copier:
         if self.target.put_blob(place, spool, blob):
             self.sent += blob.size
         spool.unlink()
-
-    def _mounted(self, place: Repository, blob: Descriptor, home: Repository) -> bool:
-        # A registry that mounts does not ask for the bytes; one that does not finds none here.
-        try:
-            self.target.put_blob(place, self.folder / "no-such-file", blob, home)
-        except FileNotFoundError:
-            return False
-        return True

@@ -112,7 +112,6 @@ class Shelf(Registry):
         repository: Repository,
         source: Path | bytes,
         descriptor: Descriptor,
-        mount_from: Repository | None = None,
     ) -> bool:
         """Store a blob; return False where it was there.
 
@@ -139,6 +138,12 @@ class Shelf(Registry):
                 shutil.copyfile(source, temporary)
         temporary.replace(target)
         return True
+
+    def mount_blob(
+        self, repository: Repository, descriptor: Descriptor, origin: Repository
+    ) -> bool:
+        """Return whether the blob is there; all repositories share them."""
+        return self.has_blob(repository, descriptor.digest)
 
     def open_blob(
         self,

@@ -27,7 +27,7 @@ from tdstack.registry.oci import (
 )
 from tdstack.registry.reference import Repository, is_tag
 from tdstack.registry.referrers import Referrers
-from tdstack.registry.upload import Source, Upload, has_blob
+from tdstack.registry.upload import Source, Upload, has_blob, mount_blob
 
 _PAGE = 1000
 
@@ -73,16 +73,21 @@ class Registry:
         repository: Repository,
         source: Path | bytes,
         descriptor: Descriptor,
-        mount_from: Repository | None = None,
     ) -> bool:
-        """Store a blob; return False where nothing was sent: it was there, or could be mounted.
+        """Store a blob; return False where nothing was sent, as it was there.
 
         Raises: IntegrityError also when `source` is not the descriptor's bytes.
         """
         if self.has_blob(repository, descriptor.digest):
             return False
-        upload = Upload(self._api, repository, Source(source), descriptor, self._progress)
-        return upload.run(mount_from)
+        Upload(self._api, repository, Source(source), descriptor, self._progress).run()
+        return True
+
+    def mount_blob(
+        self, repository: Repository, descriptor: Descriptor, origin: Repository
+    ) -> bool:
+        """Make a repository share a blob of another one; False where the registry does not."""
+        return mount_blob(self._api, repository.path, descriptor.digest, origin.path)
 
     def get_blob(self, repository: Repository, descriptor: Descriptor) -> bytes:
         """Return a small blob's bytes.

@@ -98,6 +98,20 @@ def has_blob(api: Api, path: str, digest: str) -> bool:
     raise api.unexpected("say whether it has a blob", answer)
 
 
+def mount_blob(api: Api, path: str, digest: str, origin: str) -> bool:
+    """Make the repository at `path` share a blob of the one at `origin`; False where it does not.
+
+    A registry that does not mount has begun an upload then, which it drops.
+    Raises: UpstreamError.
+    """
+    query = f"?mount={quote(digest)}&from={quote(origin, '')}"
+    access = Access(path, "pull,push", also=origin)
+    answer = api.ask("POST", f"{path}/blobs/uploads/{query}", access, body=b"")
+    if answer.status in (HTTPStatus.CREATED, HTTPStatus.ACCEPTED):
+        return answer.status == HTTPStatus.CREATED
+    raise api.unexpected("accept an upload", answer)
+
+
 class _RefusedError(Exception):
     """The registry forgot the upload, or it has not become this blob; begin anew."""
 
@@ -122,14 +136,12 @@ class Upload:
         self._told = 0
         self._what = f"PUT blob {descriptor.digest[:19]} to {self._path}"
 
-    def run(self, mount_from: Repository | None = None) -> bool:
-        """Bring the blob in; return False where it was mounted and nothing was sent.
+    def run(self) -> None:
+        """Bring the blob in.
 
         Raises: UpstreamError; IntegrityError when the source is not the descriptor's bytes.
         """
-        location, at = self._begin(mount_from), 0
-        if not location:
-            return False
+        location, at = self._begin(), 0
         # Failures in a row end the upload, and so do too many new beginnings: each may come as far
         # as the one before, for ever.
         failures, beginnings = Backoff(), Backoff()
@@ -137,7 +149,7 @@ class Upload:
             try:
                 if self._in_one(at) or at == self._descriptor.size:
                     self._finish(location, at)
-                    return True
+                    return
                 location, at = self._patch(location, at)
                 failures.progressed()
             except TransientError as error:
@@ -153,23 +165,17 @@ class Upload:
                 if has_blob(
                     self._api, self._path, self._descriptor.digest
                 ):  # only the answer was lost, or another client was faster
-                    return True
+                    return
                 self._api.again(self._what, reason, beginnings)
-                location, at = self._begin(None), 0
+                location, at = self._begin(), 0
                 self._tell(0)
 
     def _in_one(self, at: int) -> bool:
         return at == 0 and self._descriptor.size <= self._piece
 
-    def _begin(self, mount_from: Repository | None) -> str:
-        """Return the address of a new upload; empty where the blob could be mounted instead."""
-        path, access = f"{self._path}/blobs/uploads/", self._access
-        if mount_from is not None:
-            path += f"?mount={quote(self._descriptor.digest)}&from={quote(mount_from.path, '')}"
-            access = Access(self._path, self._access.actions, also=mount_from.path)
-        answer = self._api.ask("POST", path, access, body=b"")
-        if mount_from is not None and answer.status == HTTPStatus.CREATED:
-            return ""
+    def _begin(self) -> str:
+        """Return the address of a new upload."""
+        answer = self._api.ask("POST", f"{self._path}/blobs/uploads/", self._access, body=b"")
         if answer.status != HTTPStatus.ACCEPTED:
             raise self._api.unexpected("accept an upload", answer)
         least = answer.headers.get("OCI-Chunk-Min-Length", "")

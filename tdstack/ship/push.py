@@ -194,14 +194,13 @@ class Pusher:
         if registry.has_blob(repository, blob.digest):
             self._report.present += blob.size
             return
-        try:
-            registry.put_blob(repository, self._store.root / "no-such-file", blob, place.repository)
+        if registry.mount_blob(repository, blob, place.repository):
             self._report.mounted += blob.size
-        except FileNotFoundError:
-            carried = Blobs(registry, self._store)
-            registry.put_blob(repository, carried.get(place.repository, blob), blob)
-            carried.forget([blob])
-            self._report.sent += blob.size
+            return
+        carried = Blobs(registry, self._store)
+        registry.put_blob(repository, carried.get(place.repository, blob), blob)
+        carried.forget([blob])
+        self._report.sent += blob.size
 
     def _attach(
         self, repository: Repository, manifest: Descriptor, plan: Plan | None
