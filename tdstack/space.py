@@ -1,4 +1,4 @@
-"""Is there room for a build? Asked before anything is written."""
+"""Is there room on a disk? Asked before anything is written."""
 
 from __future__ import annotations
 
@@ -38,3 +38,19 @@ def check_space(sizes: Mapping[LayerName, list[int]], cache: Path, storage: Path
                 got=f"{free / 1e9:.1f} GB free",
                 remedy="free some space, or set TDSTACK_CACHE to a folder on a larger disk",
             )
+
+
+def check_room(folder: Path, need: int, what: str) -> None:
+    """Compare what is needed with what is free on the disk of `folder`, in bytes.
+
+    Raises: HostError.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise HostError(
+            f"not enough disk space {what}",
+            where=str(folder),
+            expected=f"{need / 1e9:.2f} GB free",
+            got=f"{free / 1e9:.2f} GB free",
+            remedy="free some space and run the verb again; it resumes",
+        )

@@ -12,7 +12,7 @@ from tdstack.errors import IntegrityError
 from tdstack.registry.client import Registry
 from tdstack.registry.oci import INDEX_TYPES, Descriptor, Document, ImageManifest
 from tdstack.registry.reference import Repository
-from tdstack.ship.blobs import check_room
+from tdstack.space import check_room
 
 
 @dataclass

@@ -23,7 +23,7 @@ from tdstack.bundle.model import (
 from tdstack.bundle.parts import PartWriter
 from tdstack.errors import IntegrityError
 from tdstack.rootfs import SOURCE_DATE_EPOCH
-from tdstack.ship.blobs import check_room
+from tdstack.space import check_room
 from tdstack.wheelhouse.store import sha256_of
 
 

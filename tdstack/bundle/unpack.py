@@ -20,9 +20,9 @@ from tdstack.plan import Plan
 from tdstack.registry.client import registry_of
 from tdstack.registry.oci import INDEX_TYPES, ImageManifest
 from tdstack.registry.reference import Repository
-from tdstack.ship.blobs import check_room
 from tdstack.ship.pull import Findings, Puller, PullReport
 from tdstack.ship.remote import Source
+from tdstack.space import check_room
 from tdstack.stack import Request
 from tdstack.workspace import Workspace
 

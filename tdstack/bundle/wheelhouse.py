@@ -10,7 +10,7 @@ from tdstack.bundle.opened import OpenedBundle
 from tdstack.bundle.pack import Packed, packed
 from tdstack.lock.model import LockedFile
 from tdstack.plan import Plan
-from tdstack.ship.blobs import check_room
+from tdstack.space import check_room
 from tdstack.wheelhouse.store import Store
 
 FOLDER, INPUTS = "wheelhouse", "inputs"

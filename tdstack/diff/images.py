@@ -24,9 +24,9 @@ from tdstack.errors import IntegrityError, UsageError
 from tdstack.registry.client import registry_of
 from tdstack.registry.oci import Descriptor, parse_json
 from tdstack.registry.reference import parse_reference
-from tdstack.ship.blobs import check_room
 from tdstack.ship.compress import Readable
 from tdstack.ship.resolve import resolve
+from tdstack.space import check_room
 from tdstack.wheelhouse.store import Store
 
 Open = Callable[[], AbstractContextManager[Readable]]

@@ -17,10 +17,10 @@ from tdstack.errors import HostError
 from tdstack.registry.client import registry_of
 from tdstack.registry.oci import parse_json
 from tdstack.registry.reference import parse_reference
-from tdstack.ship.blobs import check_room
 from tdstack.ship.compress import decompressed
 from tdstack.ship.config import parse_config
 from tdstack.ship.resolve import resolve
+from tdstack.space import check_room
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from tdstack.fork.model import ForkSource
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import LockedFile
 from tdstack.plan import LABEL, Plan, make_plan
-from tdstack.ship.blobs import check_room
+from tdstack.space import check_room
 from tdstack.stack import Request, is_rootfs, make_stack
 from tdstack.verbs import pinned_base
 from tdstack.wheelhouse.store import Store

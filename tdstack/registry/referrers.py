@@ -69,12 +69,11 @@ class Referrers:
         with self._lock:
             # Another client may write the index between our reading and writing it: look again.
             for attempt in range(_TRIES):
+                if attempt > 1:  # lost once: clients that wait for different times part
+                    time.sleep(random.uniform(0, _SHORTEST_S * 2**attempt))
                 held = self._held(repository, subject.digest)
                 if entry in held.manifests:
                     return
-                if attempt:  # clients that wait for different times do not meet again
-                    time.sleep(random.uniform(0, _SHORTEST_S * 2**attempt))
-                    held = self._held(repository, subject.digest)
                 self._documents.put(repository, tag, with_referrer(held, entry).document())
         raise UpstreamError(
             "the registry's list of referrers does not keep an entry",

@@ -6,14 +6,13 @@ A download that broke off goes on where it was, in the same run and in the next 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from pathlib import Path
 from threading import Lock
 
 from tdstack.assemble.tar import CHUNK
-from tdstack.errors import HostError, IntegrityError
+from tdstack.errors import IntegrityError
 from tdstack.lock.model import LockedFile
 from tdstack.registry.client import Registry
 from tdstack.registry.oci import Descriptor
@@ -125,19 +124,3 @@ def _seen(partial: Path, size: int) -> tuple[int, hashlib._Hash]:
             digest.update(piece)
             begin += len(piece)
     return begin, digest
-
-
-def check_room(folder: Path, need: int, what: str) -> None:
-    """Compare what is needed with what is free on the disk of `folder`, in bytes.
-
-    Raises: HostError.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise HostError(
-            f"not enough disk space {what}",
-            where=str(folder),
-            expected=f"{need / 1e9:.2f} GB free",
-            got=f"{free / 1e9:.2f} GB free",
-            remedy="free some space and run the verb again; it resumes",
-        )

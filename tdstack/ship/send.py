@@ -13,12 +13,12 @@ from tdstack.console import Stopwatch
 from tdstack.engines.base import Engine
 from tdstack.registry.oci import Descriptor
 from tdstack.registry.reference import Repository
-from tdstack.ship.blobs import check_room
 from tdstack.ship.compress import compress
 from tdstack.ship.records import Records
 from tdstack.ship.scratch import scratch
 from tdstack.ship.target import Place, Target
 from tdstack.ship.workers import Workers
+from tdstack.space import check_room
 from tdstack.wheelhouse.store import Store
 
 # Compressed layers that may wait on the disk for their turn to be sent.

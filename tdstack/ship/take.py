@@ -19,13 +19,14 @@ from tdstack.plan import LABEL, Plan
 from tdstack.registry.client import Registry
 from tdstack.registry.oci import Descriptor
 from tdstack.registry.reference import Repository
-from tdstack.ship.blobs import Blobs, check_room
+from tdstack.ship.blobs import Blobs
 from tdstack.ship.remote import Complain, Remote
 from tdstack.ship.rollback import Names
 from tdstack.ship.scratch import scratch
 from tdstack.ship.slices import check_slice
 from tdstack.ship.unpack import unpack
 from tdstack.ship.workers import Workers
+from tdstack.space import check_room
 from tdstack.wheelhouse.store import Store
 
 
