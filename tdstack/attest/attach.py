@@ -10,7 +10,7 @@ from tdstack.attest import dsse, provenance, sbom
 from tdstack.attest.artifacts import Attachment, put_attachment
 from tdstack.attest.bundles import KeylessSigner, put_bundle
 from tdstack.attest.check import check_sbom, check_statement, read_provenance, read_sbom
-from tdstack.attest.contents import contents_of
+from tdstack.attest.contents import Contents, contents_of
 from tdstack.attest.inside import Inside
 from tdstack.attest.keys import Signer
 from tdstack.attest.layerfiles import read_inside
@@ -20,7 +20,6 @@ from tdstack.attest.sbom import Subject, render_sbom
 from tdstack.attest.signatures import put_signature
 from tdstack.errors import IntegrityError
 from tdstack.lock.io import load_lock
-from tdstack.lock.model import LockedRootfs
 from tdstack.plan import Plan
 from tdstack.registry.client import Registry
 from tdstack.registry.oci import Descriptor, ImageManifest
@@ -59,9 +58,13 @@ def attach(
     if plan is not None:
         inside = _inside(registry, repository, image)
         check_is_planned(inside, plan, f"{repository}@{image.digest}")
-        if not _attested(registry, repository, image, plan, inside, signer):
+        rootfs = (plan.stack.rootfs,) if plan.stack.rootfs else ()
+        contents = contents_of(inside.slice, inside.kernels, rootfs)
+        if not _attested(registry, repository, image, contents, signer):
             store = store or Store(default_cache())
-            done += _attest(registry, repository, image, plan, inside, signer, engine, root, store)
+            done += _attest(
+                registry, repository, image, plan, contents, signer, engine, root, store
+            )
     if signer is not None and (added := put_signature(registry, repository, image, signer)):
         done.append(f"signature {added}")
     if keyless is not None:
@@ -102,14 +105,12 @@ def _attested(
     registry: Registry,
     repository: Repository,
     image: Descriptor,
-    plan: Plan,
-    inside: Inside,
+    contents: Contents,
     signer: Signer | None,
 ) -> bool:
     """Return whether a true bill and provenance are there, by this signer if there is one."""
     where = f"{repository}@{image.digest}"
     keys = [signer.public] if signer else []
-    contents = contents_of(inside.slice, inside.kernels, _rootfs(plan))
     try:
         statement = read_provenance(registry, repository, image, keys)[0]
         check_statement(statement, image.digest, contents, where)
@@ -125,14 +126,13 @@ def _attest(
     repository: Repository,
     image: Descriptor,
     plan: Plan,
-    inside: Inside,
+    contents: Contents,
     signer: Signer | None,
     engine: str,
     root: Path,
     store: Store,
 ) -> list[str]:
     lock, lock_sha256 = load_lock(root)
-    contents = contents_of(inside.slice, inside.kernels, _rootfs(plan))
     tag = plan.final.tags[0].rpartition(":")[2]
     bill = render_sbom(
         contents,
@@ -163,7 +163,3 @@ def _provenance(statement: bytes, signer: Signer | None) -> Attachment:
         return Attachment(statement, provenance.MEDIA_TYPE, provenance.MEDIA_TYPE, told)
     envelope = dsse.seal(provenance.MEDIA_TYPE, statement, signer)
     return Attachment(envelope, dsse.MEDIA_TYPE, dsse.MEDIA_TYPE, told)
-
-
-def _rootfs(plan: Plan) -> tuple[LockedRootfs, ...]:
-    return (plan.stack.rootfs,) if plan.stack.rootfs else ()

@@ -37,13 +37,7 @@ def check_statement(statement: Statement, digest: str, contents: Contents, where
     Raises: IntegrityError naming what differs.
     """
     if statement.subjects != {digest}:
-        raise IntegrityError(
-            "the provenance is of another image",
-            where=where,
-            expected=digest,
-            got=", ".join(sorted(statement.subjects)) or "no subject",
-            remedy=ASK,
-        )
+        raise _elsewhere(statement, digest, where)
     found = dict(statement.packages)
     if fork := contents.fork:
         source = f"pkg:generic/triton-distributed@{fork.sha256[:8]}"
@@ -111,13 +105,7 @@ def read_provenance(
             statement = parse_statement(payload, where)
             if image.digest in statement.subjects:
                 return statement, signed_by
-            raise IntegrityError(
-                "the provenance is of another image",
-                where=where,
-                expected=image.digest,
-                got=", ".join(sorted(statement.subjects)) or "no subject",
-                remedy=ASK,
-            )
+            raise _elsewhere(statement, image.digest, where)
         except IntegrityError as error:
             # Anybody who may push can attach more; one that holds is enough.
             refused = refused or error
@@ -195,6 +183,16 @@ def _parsed(data: bytes, where: str) -> tuple[str, dict[str, tuple[str, Mapping[
 def _sha256(component: Mapping[str, Any]) -> str:
     hashes = [h["content"] for h in component.get("hashes", ()) if h["alg"] == "SHA-256"]
     return str(hashes[0]) if hashes else ""
+
+
+def _elsewhere(statement: Statement, digest: str, where: str) -> IntegrityError:
+    return IntegrityError(
+        "the provenance is of another image",
+        where=where,
+        expected=digest,
+        got=", ".join(sorted(statement.subjects)) or "no subject",
+        remedy=ASK,
+    )
 
 
 def _disagree(what: str, wrong: Sequence[str], where: str) -> IntegrityError:
