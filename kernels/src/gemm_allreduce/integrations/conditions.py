@@ -6,6 +6,7 @@ what is the same on all ranks: sizes of the whole layer, types, modes; never an 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -117,8 +118,24 @@ def why_native(call: Call, served_dtype: str, tokens: Tokens) -> str:
         return "x is not a local shard"
     if call.dtype != served_dtype:
         return f"x is {call.dtype}"
-    if call.tokens < tokens.least:
-        return f"fewer than {tokens.least} rows"
-    if tokens.most is not None and call.tokens > tokens.most:
-        return f"more than {tokens.most} rows"
+    return why_outside(call.tokens, tokens.least, tokens.most)
+
+
+def why_outside(rows: int, least: int, most: int | None) -> str:
+    """Return why a number of rows is not fused, or nothing; ``most`` None is any."""
+    if rows < least:
+        return f"fewer than {least} rows"
+    if most is not None and rows > most:
+        return f"more than {most} rows"
     return ""
+
+
+def by_reason(declined: Iterable[tuple[str, str]]) -> list[str]:
+    """Return what was declined, of (name, reason), in one phrase for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in declined:
+        names.setdefault(reason, []).append(name)
+    return [
+        f"{first}{f' and {len(more)} more' if more else ''}: {reason}"
+        for reason, (first, *more) in names.items()
+    ]

@@ -27,7 +27,7 @@ except ImportError as error:
 
 from ..custom_op import gemm_allreduce, register, unregister, workspace_of
 from ..variants import ROW_BYTES
-from .conditions import Call, Layer, Served, Tokens, why_declined, why_native
+from .conditions import Call, Layer, Served, Tokens, by_reason, why_declined, why_native
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -132,11 +132,7 @@ class Attached:
         """Return it as one line."""
         count = len(self.armed) + len(self.declined)
         line = f"{len(self.armed)} of {count} row-parallel layers are armed, for {self.tokens}"
-        for reason in dict.fromkeys(self.declined.values()):
-            names = [name for name, why in self.declined.items() if why == reason]
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            line += f"; {names[0]}{more}: {reason}"
-        return line
+        return "; ".join([line, *by_reason(self.declined.items())])
 
 
 def attach(

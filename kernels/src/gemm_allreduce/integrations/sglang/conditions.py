@@ -6,12 +6,11 @@ a rank, an address or the time. `arm` compares the verdicts of all ranks besides
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ...variants import ROW_BYTES
+from ..conditions import MULTIPLE, by_reason, why_outside
 
 StageKind = Literal["attention", "ffn"]
 
@@ -31,8 +30,6 @@ METHOD: Final = "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod"
 BOUNDARY: Final = "sglang.srt.layers.layer_boundary.stage.StageBoundary"
 
 WORLD_SIZES: Final = (2, 4, 8)
-MULTIPLE: Final = ROW_BYTES // 2
-"""Of N and of one rank's K, in 2-byte elements."""
 DTYPES: Final = ("torch.bfloat16", "torch.float16")
 
 
@@ -166,14 +163,7 @@ class Plan:
 
     def why_not(self) -> str:
         """Return what was declined and why, in words; empty if nothing was."""
-        reasons = Counter(reason for _, reason in self.declined)
-        first: dict[str, str] = {}
-        for name, reason in self.declined:
-            first.setdefault(reason, name)
-        told = [
-            f"{first[reason]}{f' and {count - 1} more' if count > 1 else ''}: {reason}"
-            for reason, count in reasons.items()
-        ]
+        told = by_reason(self.declined)
         if not self.stages and not self.declined and not self.server:
             told.append("the model has no layer of a known kind")
         return "; ".join([*self.server, *told])
@@ -182,8 +172,9 @@ class Plan:
 def decide(server: Server, stages: Sequence[Stage], least: int, most: int) -> Plan:
     """Return what is armed. Pure."""
     reasons = tuple(e.reason for e in EXCLUSIONS if e.excludes(server))
-    declined = [(s.name, why) for s in stages if (why := why_declined(s))]
-    taken = [s for s in stages if not why_declined(s)]
+    verdicts = [(stage, why_declined(stage)) for stage in stages]
+    declined = [(stage.name, why) for stage, why in verdicts if why]
+    taken = [stage for stage, why in verdicts if not why]
     dtypes = sorted({s.dtype for s in taken})
     if len(dtypes) > 1:  # a workspace has one type
         declined += [(s.name, f"types differ: {', '.join(dtypes)}") for s in taken]
@@ -238,10 +229,8 @@ def why_native(call: Call, least: int, most: int) -> str:
         return "the input is quantized"
     if call.rows == 0:
         return "no rows"
-    if call.rows < least:
-        return f"fewer than {least} rows"
-    if call.rows > most:
-        return f"more than {most} rows"
+    if outside := why_outside(call.rows, least, most):
+        return outside
     if call.fused_norm:
         return "SGLang's own fused all-reduce takes it"
     return ""
