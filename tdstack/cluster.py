@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 from tdstack import __version__
 from tdstack.errors import HostError, UsageError
 from tdstack.registry.reference import parse_reference
-from tdstack.ship.names import full_tag
 
 if TYPE_CHECKING:
     from tdstack.plan import Plan
@@ -137,6 +136,9 @@ def read(path: Path) -> Cluster:
 
 def cluster_of(plan: Plan, repository: Repository, digest: str) -> Cluster:
     """Return what names the image of a plan, which has this digest in this repository. Pure."""
+    # Reading the file must work with Python alone; plans need the toolkit's packages.
+    from tdstack.ship.names import full_tag
+
     return Cluster(
         image=f"{repository}@{digest}",
         tag=full_tag(plan),
