@@ -29,6 +29,7 @@ PATCHES = (
     "application/apply-patch+yaml",
 )
 VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+REASONS = {401: "Unauthorized", 404: "NotFound", 409: "Conflict", 422: "Invalid"}
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 RESOURCES = {
     "v1": [("namespaces", "Namespace", False), ("nodes", "Node", False)]
@@ -146,7 +147,8 @@ def merge(target: Any, patch: Any) -> Any:
 def status(code: int, message: str, **headers: str) -> Reply:
     """Return an answer that refuses, as the API server words it."""
     body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
-    return _json({**body, "message": message, "code": code}, code, **headers)
+    told = {"message": message, "reason": REASONS.get(code, ""), "code": code}
+    return _json({**body, **told}, code, **headers)
 
 
 def slow(seconds: float) -> Callable[[], Reply | None]:
