@@ -28,8 +28,9 @@ from tdstack.cluster import write
 from tdstack.errors import UsageError
 from tdstack.kubernetes.command import main
 from tdstack.kubernetes.pack import closure, pack
-from tdstack.kubernetes.render import FOLDER, MANIFESTS, fill, render
+from tdstack.kubernetes.render import FOLDER, MANIFESTS, render
 from tdstack.kubernetes.settings import APPLIES, Options
+from tdstack.templates import fill
 from tests.shipped import ROOT
 from tests.test_cluster import CLUSTER, DIGEST
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +11,10 @@ from tdstack.errors import UsageError
 from tdstack.kubernetes.pack import agent_files, smoke_files
 from tdstack.kubernetes.patch import IMAGE, READY, UNFIT, Checked
 from tdstack.kubernetes.settings import Options, bad_option
+from tdstack.templates import fill
 
 FOLDER: Final = Path("scripts/kubernetes")
 MANIFESTS: Final = ("namespace", "node-check", "smoke", "multi-node", "serving")
-_HOLE: Final = re.compile(r"\$\{([A-Z_]+)\}")
 
 
 def render(root: Path, manifest: str, cluster: Cluster, options: Options) -> str:
@@ -38,19 +36,6 @@ def render(root: Path, manifest: str, cluster: Cluster, options: Options) -> str
         packed = smoke_files(root)
         values |= {"SMOKE_SHA": packed.sha, "SMOKE_FILES": packed.base64}
     return fill(template, values)
-
-
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """Replace every ${NAME}; a line whose only one is empty goes. Pure.
-
-    Raises: KeyError for a name that is not there.
-    """
-    lines = []
-    for line in template.splitlines():
-        filled = _HOLE.sub(lambda match: values[match[1]], line)
-        if filled == line or not filled.endswith(": "):
-            lines.append(filled)
-    return "\n".join(lines) + "\n"
 
 
 def _values(manifest: str, cluster: Cluster, options: Options) -> dict[str, str]:
