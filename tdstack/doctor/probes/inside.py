@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tdstack.doctor.probes.tree import Tree
 
 # What each runtime leaves in a container; the first that is there counts.
@@ -10,12 +12,12 @@ _FILES = (
     (".dockerenv", "docker"),
     (".singularity.d", "apptainer"),
 )
+# Paths of a container's cgroup; /system.slice/docker.service is the daemon's own on a host.
 _GROUPS = (
-    ("kubepods", "kubernetes"),
-    ("docker", "docker"),
-    ("libpod", "podman"),
-    ("lxc", "lxc"),
-    ("containerd", "other"),
+    (re.compile(r"/kubepods"), "kubernetes"),
+    (re.compile(r"/docker[/-][0-9a-f]{12}"), "docker"),
+    (re.compile(r"/libpod-[0-9a-f]{12}"), "podman"),
+    (re.compile(r"/lxc[./]"), "lxc"),
 )
 
 
@@ -32,8 +34,8 @@ def container_kind(tree: Tree) -> str:
         if tree.has(place):
             return kind
     groups = tree.text("proc/self/cgroup") or ""
-    for word, kind in _GROUPS:
-        if f"/{word}" in groups:
+    for path, kind in _GROUPS:
+        if path.search(groups):
             return kind
     first = tree.data("proc/1/environ") or b""
     named = [entry for entry in first.split(b"\0") if entry.startswith(b"container=")]
