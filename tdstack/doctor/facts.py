@@ -63,7 +63,10 @@ class Driver:
 
 @dataclass(frozen=True)
 class Module:
-    """A loaded kernel module; `version` is empty where it states none."""
+    """A loaded kernel module that concerns the stack: NVIDIA's, GDRCopy, RDMA's, vfio.
+
+    `version` is empty where it states none.
+    """
 
     name: Text = None
     version: Text = None
@@ -157,7 +160,8 @@ class Container:
     """Engines, and whether the facts are those of a container (`inside`) or of the host.
 
     `kind` is `docker`, `podman`, `kubernetes`, `apptainer`, `enroot`, `lxc` or `other`. `cgroup`
-    is 1 or 2. `toolkit` says that nvidia-container-toolkit is installed.
+    is 1 or 2; `memory_limit` its bytes, or `UNLIMITED`. `toolkit` says that
+    nvidia-container-toolkit is installed.
     """
 
     inside: Flag = None
@@ -198,10 +202,16 @@ class Route:
 
 @dataclass(frozen=True)
 class Network:
-    """Interfaces and default routes; `host_resolves` whether the host's name has an address."""
+    """Interfaces and default routes; `host_resolves` whether the host's name has an address.
+
+    `bootstrap_interface` and `bootstrap_family` are what a connection to the outside would take,
+    by the kernel's routes; empty when no route leads out.
+    """
 
     interfaces: Annotated[tuple[Interface, ...] | None, Lengths(4096)] = None
     default_routes: Annotated[tuple[Route, ...] | None, Lengths(256)] = None
+    bootstrap_interface: Text = None
+    bootstrap_family: Text = None
     host_resolves: Flag = None
 
 
@@ -256,8 +266,9 @@ class Facts:
     """All that is known of a host.
 
     `why` maps the path of an unknown fact, or of a section, to the reason. `notes` are what
-    loading a record found odd. `label` names the host without giving its name away.
-    `environment` holds the variables that the stack listens to.
+    loading a record found odd. `label` names the host, in a record without giving its name away.
+    `recorded` is a date, `tool` tdstack's version. `environment` holds the variables that the
+    stack listens to.
     """
 
     schema: Text = f"{SCHEMA[0]}.{SCHEMA[1]}"

@@ -14,7 +14,8 @@ from tdstack.doctor.kinds import Bytes, Count, Flag, Lengths, Real, Signed, Text
 
 @dataclass(frozen=True)
 class NvLink:
-    """One NVLink of a GPU. `remote` is `gpu`, `switch` or `ibm-npu`.
+    """One NVLink of a GPU. `version` is its generation, 4 on H100; `remote` `gpu`, `switch` or
+    `ibm-npu`.
 
     `errors` are the link's replay, recovery and CRC errors since the driver was loaded.
     """
@@ -37,11 +38,13 @@ class Gpu:
     the GPU's life. `fabric_state` is `not-supported`, `not-started`, `in-progress` or `completed`;
     `fabric_status` NVML's return of the registration, `success` when good; `fabric_health` words
     of what is degraded. `multicast` is CUDA's MULTICAST_SUPPORTED attribute, which is only read.
-    `compute_mode` is `default`, `exclusive-process` or `prohibited`. `*_max_*` of PCIe is the best
-    that GPU and slot do together.
+    `dma_buf` is CUDA's DMA_BUF_SUPPORTED: RDMA without nvidia_peermem. `error` is empty, or why
+    NVML gives no access to this GPU, such as `gpu-is-lost`. `compute_mode` is `default`,
+    `exclusive-process` or `prohibited`. `*_max` of PCIe is the best that GPU and slot do together.
     """
 
     index: Count = None
+    error: Text = None
     name: Text = None
     uuid: Text = None
     capability: Text = None
@@ -90,6 +93,7 @@ class Gpu:
     fabric_status: Text = None
     fabric_health: Words = None
     multicast: Flag = None
+    dma_buf: Flag = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,10 @@ class Bridge:
 
 @dataclass(frozen=True)
 class Pcie:
-    """Bridges and the IOMMU. `iommu` is `off`, `passthrough` or `translated`."""
+    """Bridges and the IOMMU. `iommu` is `off`, `passthrough` or `translated`.
+
+    `nvidia_devices` are NVIDIA's GPUs on the bus (PCI class 03xx), whoever may use them.
+    """
 
     bridges: Annotated[tuple[Bridge, ...] | None, Lengths(65536)] = None
     iommu: Text = None
