@@ -25,8 +25,8 @@ class Host:
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
-        """Return the GPUs, none where they are not known."""
-        return self.facts.gpus or ()
+        """Return the GPUs that answer; none where they are not known."""
+        return tuple(gpu for gpu in self.facts.gpus or () if not gpu.error)
 
     @property
     def several(self) -> bool:
@@ -94,9 +94,11 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def gigabytes(size: float | None) -> str:
-    """Render bytes as 10^9 bytes, or below that as 10^6."""
+    """Render bytes as 10^9, 10^6 or 10^3 bytes."""
     if size is None:
         return "an unknown size"
+    if size < 1e6:
+        return f"{size / 1e3:,.0f} kB"
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 

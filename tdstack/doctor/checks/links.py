@@ -47,7 +47,7 @@ def _worse(held: Pair, other: Pair) -> Pair:
 def nvlink(host: Host) -> Answer | None:
     """Judge whether every GPU has all its links."""
     judged = [gpu for gpu in host.gpus if gpu.nvlinks is not None]
-    wanting = [g for g in host.gpus if host.kind(g).sxm and g.nvlinks is None and not g.error]
+    wanting = [g for g in host.gpus if host.kind(g).sxm and g.nvlinks is None]
     if wanting:
         return unknown(host, "gpus.nvlinks", f"NVLinks of GPUs {names_of(wanting)} are not known")
     short = [(gpu, need) for gpu in judged if _active(gpu) < (need := _needed(host, gpu))]
@@ -224,7 +224,8 @@ def multicast(host: Host) -> Answer | None:
         return trouble("warning", "multicast", what, f"GPUs {names_of(lacking)}")
     if off:
         what = "NVLink multicast is switched off here"
-        return trouble("note", "multicast-off", what, some(off), variables=some(off))
+        names = " ".join(word.partition("=")[0] for word in off)
+        return trouble("note", "multicast-off", what, some(off), variables=names)
     if any(gpu.multicast is None for gpu in able):
         return unknown(host, "gpus.multicast", "whether GPUs can multicast is not known")
     return ok("GPUs can multicast")
