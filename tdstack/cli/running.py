@@ -171,7 +171,7 @@ def bench(
 
 
 @verb
-@helps(fix="let ruff mend what it can")
+@helps(fix="let ruff mend what it can, and write the pages that are made from data")
 def lint(c: Context, fix: bool = False) -> None:
     """Run ruff, mypy --strict, shellcheck, hadolint and zizmor."""
     from tdstack.lint import lint as run
