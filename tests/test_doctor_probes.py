@@ -518,7 +518,7 @@ def test_a_prefix_is_absent_broken_or_whole(tmp_path: Path) -> None:
         )
 
     manifest = '{"cuda": "12.4", "archs": ["sm_90"], "driver_floor": "525.60.13"}'
-    version = {"versions/ab12/share/tdstack/manifest.json": manifest}
+    version: dict[str, str | bytes] = {"versions/ab12/share/tdstack/manifest.json": manifest}
     whole = state("a", {**version, "current": "-> versions/ab12", "versions/ab12/bin/python": ""})
     assert (whole.state, whole.key, whole.cuda, whole.archs) == (
         "whole",
