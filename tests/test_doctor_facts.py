@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdstack.doctor import facts as model
-from tdstack.doctor import hardware
+from tdstack.doctor import hardware, surroundings
 from tdstack.doctor.check import SEVERITIES, Finding, Severity, exit_code
 from tdstack.doctor.facts import UNLIMITED, Driver, Facts, Module
 from tdstack.doctor.hardware import Gpu, NvLink
@@ -169,7 +169,7 @@ def test_only_the_major_version_must_be_known(data: object, number: int | None, 
 def test_every_record_is_frozen_and_starts_unknown() -> None:
     records = [
         kind
-        for module in (model, hardware)
+        for module in (model, hardware, surroundings)
         for kind in vars(module).values()
         if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == module.__name__
     ]
