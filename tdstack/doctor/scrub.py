@@ -53,8 +53,9 @@ class Placeholders:
         """Return the placeholder of a value, such as `uuid-1`."""
         key = (kind, value.lower())
         if key not in self.given:
-            number = 1 + sum(known == kind for known, _ in self.given)
-            self.given[key] = f"{kind}-{number}"
+            # A host's several names share one placeholder.
+            used = {place for (known, _), place in self.given.items() if known == kind}
+            self.given[key] = f"{kind}-{len(used) + 1}"
         return self.given[key]
 
 
@@ -110,12 +111,8 @@ def text(value: str, names: Names, places: Placeholders, *, free: bool) -> str:
     for kind, known in (("host", names.hosts), ("user", names.users)):
         for name in sorted(known, key=len, reverse=True):
             if len(name) >= 3 and name.lower() not in COMMON:
-                value = re.sub(
-                    rf"(?<![\w-]){re.escape(name)}(?![\w-])",
-                    places.of(kind, name),
-                    value,
-                    flags=re.I,
-                )
+                whole = re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])", re.I)
+                value = whole.sub(put(kind), value)
     return _SERVER.sub(lambda match: match[1] + _server(match[2], places), value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from tdstack.doctor.facts import Facts
 
 # The worst first: a table of forty rows is read from its top.
 ORDER = {name: at for at, name in enumerate(("missing", "failure", "warning", "unknown", "note"))}
+# Beside the first two columns this fits into terminals of 130 columns; narrower ones fold it.
+WIDTH = 96
 SHOWN = {"failure": "FAIL", "missing": "MISSING"}
 
 
@@ -42,12 +45,19 @@ class Diagnosis:
 def rows_of(findings: Sequence[Finding]) -> list[list[str]]:
     """Return the rows of a table: what is wrong first, in the order of the checks. Pure."""
     ordered = sorted(findings, key=lambda finding: ORDER.get(finding.severity, len(ORDER)))
-    return [[SHOWN.get(f.severity, f.severity), f.check, told(f), f.remedy] for f in ordered]
+    return [[SHOWN.get(f.severity, f.severity), f.check, told(f)] for f in ordered]
 
 
-def told(finding: Finding) -> str:
-    """Return what was found, with its evidence. Pure."""
-    return f"{finding.what} ({finding.evidence})" if finding.evidence else finding.what
+def told(finding: Finding, width: int = WIDTH) -> str:
+    """Return what was found and its evidence, and under it what to do and where to read. Pure."""
+    what = f"{finding.what} ({finding.evidence})" if finding.evidence else finding.what
+    lines = textwrap.wrap(what, width)
+    if finding.remedy:
+        see = f" ({finding.doc})" if finding.doc else ""
+        lines += textwrap.wrap(
+            f"remedy: {finding.remedy}{see}", width, initial_indent="  ", subsequent_indent="    "
+        )
+    return "\n".join(lines)
 
 
 def summary(diagnosis: Diagnosis) -> str:
@@ -79,6 +89,6 @@ def show(diagnosis: Diagnosis) -> None:
             print("  ".join(filter(None, row)), file=sys.stderr)
         print(summary(diagnosis), file=sys.stderr)
         return
-    table(title, ["", "check", "finding", "remedy"], rows)
+    table(title, ["", "check", "finding"], rows)
     table("CUDA lines", ["line", "runs here", "why"], lines)
     say(summary(diagnosis))
