@@ -1,4 +1,4 @@
-"""Single checks at their edges: what is just enough, what is just too little, what does not count."""
+"""Single checks at their edges: what is just enough, just too little, or does not count."""
 
 from __future__ import annotations
 
@@ -429,8 +429,7 @@ def _card(name: str, **changed: Any) -> Interface:
 def _net(*interfaces: Interface, route: str = "", told: str | None = None) -> Facts:
     routes = (Route("AF_INET", route),) if route else ()
     environment = {} if told is None else {"NVSHMEM_BOOTSTRAP_UID_SOCK_IFNAME": told}
-    facts = replace(CARDS, network=Network(interfaces, routes), environment=environment)
-    return facts
+    return replace(CARDS, network=Network(interfaces, routes), environment=environment)
 
 
 @pytest.mark.parametrize(
@@ -439,11 +438,7 @@ def _net(*interfaces: Interface, route: str = "", told: str | None = None) -> Fa
         (_net(LOOPBACK, _card("eth0")), "ok", ""),
         (_net(LOOPBACK, _card("eth0", up=False), _card("ens3")), "note", "ens3"),
         (_net(LOOPBACK, _card("docker0", virtual=True), _card("ens3")), "note", "ens3"),
-        (
-            _net(LOOPBACK, _card("ens3"), _card("bond0", virtual=True), route="bond0"),
-            "note",
-            "bond0",
-        ),
+        (_net(_card("ens3"), _card("bond0", virtual=True), route="bond0"), "note", "bond0"),
         (_net(LOOPBACK, _card("docker0", virtual=True)), "note", "docker0"),
         (_net(LOOPBACK, _card("ens3", families=())), "note", "lo"),
         (_net(LOOPBACK), "note", "lo"),
@@ -506,7 +501,10 @@ def test_a_line_that_does_not_run_names_one_that_does() -> None:
     found = _of(of_drivers.b200(), "line", "12.4")
     assert found is not None
     assert "--cuda 12.9" in found.remedy
-    assert _of(of_drivers.b200(), "line", "12.8") == _of(of_drivers.b200(), "line", "12.8")
+    assert _severity(of_drivers.b200(), "line", "12.8") == "ok"
+    nowhere = _of(of_drivers.old_driver(), "line", "12.4")
+    assert nowhere is not None
+    assert nowhere.doc.endswith("#line-none")
     assert "experimental" in str(_of(good.h20(), "line", "13.0"))
 
 
