@@ -12,12 +12,14 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import json
 import tarfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from tdstack.doctor.lines import LOCK, lines_of
 from tdstack.errors import HostError, UsageError
 
 MAX_BYTES: Final = 190_000
@@ -61,8 +63,12 @@ def agent_files(root: Path) -> Packed:
     """
     files = closure(root, ["tdstack.kubernetes.agent", "tdstack.doctor.__main__"])
     files |= _tree(root, "tdstack/doctor")
+    for folder in {Path(name).parent for name in files}:
+        files |= {str(p.relative_to(root)) for p in (root / folder).glob("*.toml")}
     held = {name: (root / name).read_bytes() for name in files}
-    return pack({**held, "pynvml.py": _module("pynvml", "nvidia-ml-py").read_bytes()})
+    held["pynvml.py"] = _module("pynvml", "nvidia-ml-py").read_bytes()
+    held[LOCK] = _lines(root)
+    return pack(held)
 
 
 def closure(root: Path, modules: Iterable[str]) -> set[str]:
@@ -114,6 +120,11 @@ def pack(files: Mapping[str, bytes]) -> Packed:
             got=f"{len(data)} bytes, {len(files)} files",
         )
     return Packed(data)
+
+
+def _lines(root: Path) -> bytes:
+    lines = {cuda: asdict(line) for cuda, line in lines_of(root).items()}
+    return json.dumps({"lines": lines}, sort_keys=True).encode()
 
 
 def _tree(root: Path, folder: str) -> set[str]:
