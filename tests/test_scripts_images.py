@@ -24,7 +24,7 @@ def problems(text: str) -> list[str]:
     """Return what in a script names an image or a digest."""
     found = [match[0] for pattern in (DIGEST, NAMED) for match in pattern.finditer(text)]
     for match in IMAGE_KEY.finditer(text):
-        if not re.match(r"""["']?[$%{]""", match["value"]):
+        if not re.match(r"""["']?[$%{]|os\.environ""", match["value"]):
             found.append(match[0].strip())
     return found
 

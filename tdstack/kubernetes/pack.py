@@ -16,6 +16,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,7 @@ class Packed:
         return base64.b64encode(self.data).decode()
 
 
+@cache
 def smoke_files(root: Path) -> Packed:
     """Return what a pod needs for `python -m tdstack.kubernetes.smoke`.
 
@@ -56,6 +58,7 @@ def smoke_files(root: Path) -> Packed:
     return pack({name: (root / name).read_bytes() for name in wanted})
 
 
+@cache
 def agent_files(root: Path) -> Packed:
     """Return what a pod needs for the node's agent and the doctor.
 
