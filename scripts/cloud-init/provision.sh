@@ -101,7 +101,10 @@ has_gpu() {
 ensure_driver() {
   if [[ -z ${DRIVER_PACKAGES:-} ]] || ! has_gpu; then return; fi
   ensure_packages "$DRIVER_PACKAGES"
-  if [[ -r /proc/driver/nvidia/version ]] || modprobe nvidia; then return; fi
+  if [[ -r /proc/driver/nvidia/version ]] || modprobe nvidia; then
+    rm -f "$state/rebooted"
+    return
+  fi
   [[ ! -e $state/rebooted ]] || die 3 "the driver is installed and does not load, after a reboot too" \
     "look at dmesg; Secure Boot refuses modules that nobody signed"
   touch "$state/rebooted"
@@ -170,6 +173,11 @@ judged() {
 bring_image() {
   local -a options=(--cuda "$TDSTACK_CUDA" --triton "$TDSTACK_TRITON" --torch "$TDSTACK_TORCH")
   options+=(--platform "$TDSTACK_PLATFORM" --python "$TDSTACK_PYTHON" --engine docker)
+  local arch
+  # The tag names architectures where not all of the line's are in the image.
+  while read -r arch; do
+    options+=(--arch "$arch")
+  done < <(grep -oE 'sm_[0-9]+[a-z]?' <<<"$TDSTACK_TAG" || true)
   [[ ! -s $config/key.pub ]] || options+=(--key "$config/key.pub")
   judged pull pull "${options[@]}" --registry "${TDSTACK_IMAGE%@*}" --cluster "$state/pulled.env"
   local pulled
