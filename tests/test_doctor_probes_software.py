@@ -18,6 +18,11 @@ from tdstack.doctor.probes import (
 from tdstack.doctor.probes.tree import Tree
 from tests.host_trees import plant
 
+OVERLAY = (
+    "1 0 0:1 / / rw master:1 - overlay overlay rw,lowerdir=/var/lib/containerd/"
+    "io.containerd.snapshotter.v1.overlayfs/snapshots/1/fs\n"
+)
+
 
 @pytest.mark.parametrize(
     ("files", "variables", "expected"),
@@ -30,6 +35,8 @@ from tests.host_trees import plant
         ({"proc/self/cgroup": "0::/kubepods.slice/x\n"}, {}, "kubernetes"),
         ({"proc/1/environ": b"PATH=/\0container=lxc\0"}, {}, "lxc"),
         ({"proc/1/environ": b"container=systemd-nspawn\0"}, {}, "other"),
+        ({"proc/self/mountinfo": OVERLAY}, {}, "other"),
+        ({"proc/self/mountinfo": "1 0 0:1 / / rw - ext4 /dev/vda rw\n"}, {}, ""),
         ({"proc/self/cgroup": f"12:cpu:/docker/{'0a' * 32}\n"}, {}, "docker"),
         ({"proc/self/cgroup": f"0::/system.slice/docker-{'0a' * 32}.scope\n"}, {}, "docker"),
         ({"proc/self/cgroup": "0::/system.slice/docker.service\n"}, {}, ""),
@@ -106,13 +113,21 @@ INFO = {
 
 
 def test_docker_is_asked_by_its_api(tmp_path: Path) -> None:
-    tree = plant(tmp_path, {"usr/bin/docker": "", "usr/bin/podman": ""}, HOME="/h")
+    files: dict[str, str | bytes] = {"usr/bin/docker": "", "usr/bin/podman": ""}
+    tree = plant(tmp_path, files | {"data/docker/x": ""}, HOME="/h")
     part = engines.engines(tree, lambda: ({"Version": "28.2.2"}, INFO))
     docker, podman, *_ = part.sections["container.engines"]
     assert (docker.works, docker.version, docker.storage) == (True, "28.2.2", "overlay2")
     assert (docker.root, docker.runtimes) == ("/data/docker", ("nvidia", "runc"))
     assert (docker.cdi, docker.rootless, docker.cgroup_driver) == (True, True, "systemd")
     assert (podman.name, podman.installed, podman.version) == ("podman", True, None)
+
+
+def test_a_dockers_folder_on_another_host_is_not_measured_here(tmp_path: Path) -> None:
+    tree = plant(tmp_path, {}, DOCKER_HOST="tcp://elsewhere:2375")
+    part = engines.engines(tree, lambda: ({"Version": "28.2.2"}, INFO))
+    assert part.sections["container.engines"][0].root is None
+    assert "another host" in part.why["spaces.engine"]
 
 
 def test_a_docker_that_does_not_answer_or_is_not_there(tmp_path: Path) -> None:

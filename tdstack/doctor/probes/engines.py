@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tdstack.doctor.facts import Engine
@@ -86,7 +87,11 @@ def _docker(
     if not installed and not remote and not tree.has("run/docker.sock"):
         return Engine(name="docker", installed=False, works=False)
     try:
-        return docker_engine(*ask())
+        found = docker_engine(*ask())
+        if found.root and not tree.path(found.root.lstrip("/")).is_dir():
+            part.unknown("spaces.engine", "Docker's folder is on another host, or for root alone")
+            return replace(found, root=None)
+        return found
     except ImportError:
         part.unknown("container.engines.docker", PACKAGE)
         return Engine(name="docker", installed=installed)
