@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +28,7 @@ OTHERS = {
 BINARIES = ("usr/bin", "usr/local/bin", "usr/sbin", "bin")
 PACKAGE = "the Python package docker is not installed: pip install docker"
 # containers-storage.conf(5): where podman and buildah keep images.
+STORAGE_FILES = ("etc/containers/storage.conf", "usr/share/containers/storage.conf")
 STORAGE_ROOT, STORAGE_USER = "var/lib/containers/storage", ".local/share/containers/storage"
 
 
@@ -107,7 +110,16 @@ def _program(tree: Tree, name: str) -> bool:
 
 
 def _containers_storage(tree: Tree) -> str | None:
-    if os.geteuid() == 0:
+    named = tree.environment.get("CONTAINERS_STORAGE_CONF", "").lstrip("/")
+    root = os.geteuid() == 0
+    # Others than root have settings of their own, and not those of the system.
+    for place in filter(None, (named, *(STORAGE_FILES if root else ()))):
+        with suppress(tomllib.TOMLDecodeError):
+            storage = tomllib.loads(tree.text(place) or "").get("storage")
+            graph = storage.get("graphroot") if isinstance(storage, dict) else None
+            if isinstance(graph, str) and graph:
+                return graph
+    if root:
         return f"/{STORAGE_ROOT}"
     home = tree.environment.get("HOME")
     return f"{home}/{STORAGE_USER}" if home else None
