@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from tdstack.doctor.probes import (
     network,
 )
 from tdstack.doctor.probes.tree import Tree
+from tests.engine_stores import docker_daemon
 from tests.host_trees import plant
+
+OVERLAY = (
+    "1 0 0:1 / / rw master:1 - overlay overlay rw,lowerdir=/var/lib/containerd/"
+    "io.containerd.snapshotter.v1.overlayfs/snapshots/1/fs\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +37,8 @@ from tests.host_trees import plant
         ({"proc/self/cgroup": "0::/kubepods.slice/x\n"}, {}, "kubernetes"),
         ({"proc/1/environ": b"PATH=/\0container=lxc\0"}, {}, "lxc"),
         ({"proc/1/environ": b"container=systemd-nspawn\0"}, {}, "other"),
+        ({"proc/self/mountinfo": OVERLAY}, {}, "other"),
+        ({"proc/self/mountinfo": "1 0 0:1 / / rw - ext4 /dev/vda rw\n"}, {}, ""),
         ({"proc/self/cgroup": f"12:cpu:/docker/{'0a' * 32}\n"}, {}, "docker"),
         ({"proc/self/cgroup": f"0::/system.slice/docker-{'0a' * 32}.scope\n"}, {}, "docker"),
         ({"proc/self/cgroup": "0::/system.slice/docker.service\n"}, {}, ""),
@@ -106,13 +115,51 @@ INFO = {
 
 
 def test_docker_is_asked_by_its_api(tmp_path: Path) -> None:
-    tree = plant(tmp_path, {"usr/bin/docker": "", "usr/bin/podman": ""}, HOME="/h")
+    files: dict[str, str | bytes] = {"usr/bin/docker": "", "usr/bin/podman": ""}
+    tree = plant(tmp_path, files | {"data/docker/x": ""}, HOME="/h")
     part = engines.engines(tree, lambda: ({"Version": "28.2.2"}, INFO))
     docker, podman, *_ = part.sections["container.engines"]
     assert (docker.works, docker.version, docker.storage) == (True, "28.2.2", "overlay2")
     assert (docker.root, docker.runtimes) == ("/data/docker", ("nvidia", "runc"))
     assert (docker.cdi, docker.rootless, docker.cgroup_driver) == (True, True, "systemd")
     assert (podman.name, podman.installed, podman.version) == ("podman", True, None)
+
+
+@pytest.mark.engine
+def test_a_real_daemon_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with docker_daemon(tmp_path / "docker") as environment:
+        monkeypatch.setenv("DOCKER_HOST", environment["DOCKER_HOST"])
+        part = engines.engines(Tree(Path("/"), dict(os.environ)))
+        found = part.sections["container.engines"][0]
+        assert (found.name, found.works, found.root) == ("docker", True, f"{tmp_path}/docker/data")
+        assert found.version
+        assert found.storage
+        assert "runc" in found.runtimes
+        assert found.rootless is False
+
+
+def test_podman_and_buildah_keep_images_where_their_settings_say(tmp_path: Path) -> None:
+    conf = '[storage]\ndriver = "overlay"\ngraphroot = "/big/images"\n'
+    tree = plant(
+        tmp_path,
+        {"usr/bin/buildah": "", "own.conf": conf, "odd.conf": "x = = y"},
+        CONTAINERS_STORAGE_CONF="/own.conf",
+        HOME="/h",
+    )
+    odd = Tree(tmp_path, {"CONTAINERS_STORAGE_CONF": "/odd.conf", "HOME": "/h"})
+    usual = (
+        "/var/lib/containers/storage" if os.geteuid() == 0 else "/h/.local/share/containers/storage"
+    )
+    for asked, root in ((tree, "/big/images"), (odd, usual)):
+        listed = engines.engines(asked).sections["container.engines"]
+        assert next(engine.root for engine in listed if engine.name == "buildah") == root
+
+
+def test_a_dockers_folder_on_another_host_is_not_measured_here(tmp_path: Path) -> None:
+    tree = plant(tmp_path, {}, DOCKER_HOST="tcp://elsewhere:2375")
+    part = engines.engines(tree, lambda: ({"Version": "28.2.2"}, INFO))
+    assert part.sections["container.engines"][0].root is None
+    assert "another host" in part.why["spaces.engine"]
 
 
 def test_a_docker_that_does_not_answer_or_is_not_there(tmp_path: Path) -> None:
