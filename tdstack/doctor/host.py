@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tdstack.doctor.facts import Facts
 from tdstack.doctor.hardware import Gpu, Pair, RdmaPort
 from tdstack.doctor.thresholds import GpuType, Thresholds
-from tdstack.lock.model import LockedLine
 
 SHOWN = 8
+
+
+class Line(Protocol):
+    """What the doctor needs to know of a CUDA line of the lock."""
+
+    @property
+    def driver_floor(self) -> str:
+        """Return the oldest driver that runs it."""
+        ...
+
+    @property
+    def archs(self) -> Sequence[str]:
+        """Return the architectures that it has cubins for."""
+        ...
+
+    @property
+    def experimental(self) -> str:
+        """Return why it is experimental, or nothing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,7 +39,7 @@ class Host:
 
     facts: Facts
     thresholds: Thresholds
-    lines: Mapping[str, LockedLine]
+    lines: Mapping[str, Line]
     cuda: str | None = None
 
     @property
