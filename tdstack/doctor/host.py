@@ -64,10 +64,11 @@ class Host:
 
     @property
     def ports(self) -> list[tuple[str, RdmaPort]]:
-        """Return every port of every RDMA device, by a name such as `mlx5_0/1`."""
+        """Return every port of every RDMA device that may be used, by a name as `mlx5_0/1`."""
         return [
             (f"{device.name or '?'}/{'?' if port.number is None else port.number}", port)
             for device in self.facts.rdma or ()
+            if device.usable is not False
             for port in device.ports or ()
         ]
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tdstack.doctor.answer import Answer, Check, ok, trouble, unknown
-from tdstack.doctor.check import Severity
 from tdstack.doctor.hardware import Gpu, Pair
 from tdstack.doctor.host import Host, name_of, names_of, some
 
@@ -53,10 +52,14 @@ def nvlink(host: Host) -> Answer | None:
     short = [(gpu, need) for gpu in judged if _active(gpu) < (need := _needed(host, gpu))]
     if short:
         evidence = some(_short(gpu, need) for gpu, need in short)
+        disabled = (host.facts.driver.parameters or {}).get("NvLinkDisable") == "1"
+        evidence += "; NVreg_NvLinkDisable=1" if disabled else ""
+        if not host.several:
+            # A container or a virtual machine with one GPU has its links off.
+            what = "NVLinks of the only GPU are off"
+            return trouble("note", "nvlink-alone", what, evidence)
         what = "NVLinks are down"
-        # A GPU that was given to a virtual machine alone has its links off.
-        severity: Severity = "failure" if host.several else "note"
-        return trouble(severity, "nvlink", what, evidence, gpus=names_of(g for g, _ in short))
+        return trouble("failure", "nvlink", what, evidence, gpus=names_of(g for g, _ in short))
     counts = sorted({_active(gpu) for gpu in judged} - {0})
     if not counts:
         return None
