@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tdstack.doctor.facts import Facts
 from tdstack.doctor.hardware import Gpu, Pair, RdmaPort
 from tdstack.doctor.thresholds import GpuType, Thresholds
-from tdstack.lock.model import LockedLine
 
 SHOWN = 8
+
+
+class Line(Protocol):
+    """What the doctor needs to know of a CUDA line of the lock."""
+
+    @property
+    def driver_floor(self) -> str:
+        """Return the oldest driver that runs it."""
+        ...
+
+    @property
+    def archs(self) -> Sequence[str]:
+        """Return the architectures that it has cubins for."""
+        ...
+
+    @property
+    def experimental(self) -> str:
+        """Return why it is experimental, or nothing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,13 +39,13 @@ class Host:
 
     facts: Facts
     thresholds: Thresholds
-    lines: Mapping[str, LockedLine]
+    lines: Mapping[str, Line]
     cuda: str | None = None
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
-        """Return the GPUs, none where they are not known."""
-        return self.facts.gpus or ()
+        """Return the GPUs that answer; none where they are not known."""
+        return tuple(gpu for gpu in self.facts.gpus or () if not gpu.error)
 
     @property
     def several(self) -> bool:
@@ -45,10 +64,11 @@ class Host:
 
     @property
     def ports(self) -> list[tuple[str, RdmaPort]]:
-        """Return every port of every RDMA device, by a name such as `mlx5_0/1`."""
+        """Return every port of every RDMA device that may be used, by a name as `mlx5_0/1`."""
         return [
             (f"{device.name or '?'}/{'?' if port.number is None else port.number}", port)
             for device in self.facts.rdma or ()
+            if device.usable is not False
             for port in device.ports or ()
         ]
 
@@ -94,9 +114,11 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def gigabytes(size: float | None) -> str:
-    """Render bytes as 10^9 bytes, or below that as 10^6."""
+    """Render bytes as 10^9, 10^6 or 10^3 bytes."""
     if size is None:
         return "an unknown size"
+    if size < 1e6:
+        return f"{size / 1e3:,.0f} kB"
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 

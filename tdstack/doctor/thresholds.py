@@ -1,21 +1,23 @@
-"""thresholds.toml: what is expected of a host and of its GPUs, by their type."""
+"""thresholds.toml: what is expected of a host and of its GPUs, by their type.
+
+Standard library only: where an image or a login node is judged, there is nothing else.
+"""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+T = TypeVar("T")
 
 
-class Limits(_Strict):
+@dataclass(frozen=True)
+class Limits:
     """The host's. Sizes in bytes, times in seconds, `temperature_margin` in degrees Celsius."""
 
     shm_bytes: int
@@ -31,7 +33,8 @@ class Limits(_Strict):
     xid_age_s: float
 
 
-class Engines(_Strict):
+@dataclass(frozen=True)
+class Engines:
     """The oldest version of an engine that passes GPUs through; storage that is slow."""
 
     docker: str
@@ -39,26 +42,30 @@ class Engines(_Strict):
     slow_storage: tuple[str, ...]
 
 
-class Clocks(_Strict):
+@dataclass(frozen=True)
+class Clocks:
     """NVML's reasons for a lower clock, by what they mean for the host."""
 
     failure: tuple[str, ...]
     warning: tuple[str, ...]
 
 
-class Xids(_Strict):
+@dataclass(frozen=True)
+class Xids:
     """Codes of faults: of the GPU or its node, and of programs."""
 
     failure: tuple[int, ...]
     application: tuple[int, ...]
 
 
-class GpuType(_Strict):
+@dataclass(frozen=True)
+class GpuType:
     """What a type of GPU has. None where nothing is expected."""
 
     type: str
     match: str
     form: Literal["sxm", "pcie"]
+    source: str
     counts: tuple[int, ...] = ()
     nvlinks: int | None = None
     nvlink_version: int | None = None
@@ -69,7 +76,6 @@ class GpuType(_Strict):
     multicast: bool = False
     ecc: bool = False
     open_modules: bool = False
-    source: str = Field(min_length=1)
 
     @property
     def sxm(self) -> bool:
@@ -77,7 +83,8 @@ class GpuType(_Strict):
         return self.form == "sxm"
 
 
-class Thresholds(_Strict):
+@dataclass(frozen=True)
+class Thresholds:
     """The whole file."""
 
     limits: Limits
@@ -95,4 +102,24 @@ class Thresholds(_Strict):
 def load_thresholds() -> Thresholds:
     """Read thresholds.toml, which is part of the package."""
     text = Path(__file__).with_name("thresholds.toml").read_text(encoding="utf-8")
-    return Thresholds.model_validate(tomllib.loads(text))
+    return thresholds_of(tomllib.loads(text))
+
+
+def thresholds_of(data: Mapping[str, Any]) -> Thresholds:
+    """Return the thresholds of a parsed file. Pure.
+
+    Raises: TypeError naming a key that is missing or that nobody knows.
+    """
+    sections = {"limits": Limits, "engines": Engines, "clocks": Clocks, "xid": Xids}
+    made: dict[str, Any] = {
+        name: _made(sections[name], held) if name in sections else held
+        for name, held in data.items()
+    }
+    if "gpu" in made:
+        made["gpu"] = tuple(_made(GpuType, entry) for entry in made["gpu"])
+    return Thresholds(**made)
+
+
+def _made(kind: type[T], table: Mapping[str, Any]) -> T:
+    held = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
+    return kind(**held)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tdstack.doctor.hardware import Gpu
-from tdstack.doctor.host import Host, name_of, older, release
+from tdstack.doctor.host import Host, name_of, older, release, some
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Verdict:
 
 
 def verdict(host: Host, cuda: str) -> Verdict:
-    """Judge one line: the driver's version, and cubins for every GPU.
+    """Judge one line: the driver's version, and cubins for the GPUs, or some of them.
 
     Raises: KeyError for a line that the lock does not have.
     """
@@ -36,13 +36,14 @@ def verdict(host: Host, cuda: str) -> Verdict:
     if host.facts.gpus == ():
         return Verdict(False, f"no GPU{note}")
     without = [gpu for gpu in host.gpus if arch(gpu) and arch(gpu) not in line.archs]
-    if without:
-        shown = ", ".join(f"GPU {name_of(gpu)} ({arch(gpu)})" for gpu in without[:8])
-        return Verdict(False, f"no cubins for {shown}{note}")
+    shown = f"no cubins for {some(f'GPU {name_of(gpu)} ({arch(gpu)})' for gpu in without)}"
+    if without and len(without) == len(host.gpus):
+        return Verdict(False, f"{shown}{note}")
     if not release(version) or not host.gpus or any(not arch(gpu) for gpu in host.gpus):
         return Verdict(None, f"driver or GPUs are not known{note}")
-    archs = ", ".join(sorted({arch(gpu) for gpu in host.gpus}))
-    return Verdict(True, f"driver {version} >= {line.driver_floor}, cubins for {archs}{note}")
+    archs = ", ".join(sorted({arch(gpu) for gpu in host.gpus} & set(line.archs)))
+    but = f"; {shown}" if without else ""
+    return Verdict(True, f"driver {version} >= {line.driver_floor}, cubins for {archs}{but}{note}")
 
 
 def verdicts(host: Host) -> dict[str, Verdict]:

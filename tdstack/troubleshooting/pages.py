@@ -148,7 +148,7 @@ def _held(path: Path) -> str:
 
 def main(arguments: Iterable[str]) -> int:
     """Write the pages; with --check only say which are stale, and return 1 if any is."""
-    found = stale()
+    found = stale(ROOT)
     if "--check" in arguments:
         for name in found:
             print(f"{name} is stale: invoke lint --fix, or {' '.join(_COMMAND)}", file=sys.stderr)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tdstack.doctor.answer import Check
 from tdstack.doctor.check import Finding
@@ -22,13 +22,14 @@ from tdstack.doctor.checks import (
     stack,
 )
 from tdstack.doctor.facts import Facts
-from tdstack.doctor.host import Host
+from tdstack.doctor.host import Host, Line, release
+from tdstack.doctor.lines import lines_of
 from tdstack.doctor.thresholds import load_thresholds
 from tdstack.doctor.verdicts import verdicts
 from tdstack.errors import UsageError
-from tdstack.lock.io import load_lock
-from tdstack.lock.model import Lock, LockedLine
-from tdstack.tags import numbers
+
+if TYPE_CHECKING:
+    from tdstack.lock.model import Lock
 
 SUBJECTS: Mapping[str, tuple[Check, ...]] = {
     "stack": stack.CHECKS,
@@ -69,22 +70,16 @@ def lines(facts: Facts, *, lock: Lock | None = None) -> dict[str, dict[str, obje
     return {cuda: verdict.as_dict() for cuda, verdict in found.items()}
 
 
-def make_host(facts: Facts, line: str | None, known: Mapping[str, LockedLine]) -> Host:
+def make_host(facts: Facts, line: str | None, known: Mapping[str, Line]) -> Host:
     """Return what the checks look at. Raises: UsageError for an unknown line."""
     if line is not None and line not in known:
         raise UsageError(
             f"unknown CUDA line {line!r}",
             where="--cuda",
-            expected=", ".join(sorted(known, key=numbers)),
+            expected=", ".join(sorted(known, key=release)),
         )
     return Host(facts, load_thresholds(), known, line)
 
 
-def _lines(lock: Lock | None) -> Mapping[str, LockedLine]:
-    return lock.lines if lock is not None else _checkouts_lines()
-
-
-@cache
-def _checkouts_lines() -> Mapping[str, LockedLine]:
-    lock, _ = load_lock(Path(__file__).resolve().parents[3])
-    return lock.lines
+def _lines(lock: Lock | None) -> Mapping[str, Line]:
+    return lock.lines if lock is not None else lines_of(Path(__file__).resolve().parents[3])

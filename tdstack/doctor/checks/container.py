@@ -61,7 +61,7 @@ def storage(host: Host) -> Answer | None:
 def cgroup(host: Host) -> Answer | None:
     """Judge how engines limit containers: what that does to GPUs in them."""
     container = host.facts.container
-    if container.cgroup is None:
+    if container.cgroup is None or host.inside:
         return None
     if container.cgroup == 1:
         return trouble("note", "cgroup-v1", "control groups are of version 1", "cgroup v1")

@@ -66,21 +66,23 @@ def architecture(host: Host) -> Answer | None:
     """Judge whether the line, or any line, has cubins for every GPU."""
     if not host.gpus:
         return None
-    if not all(arch(gpu) or gpu.error for gpu in host.gpus):
+    if not all(arch(gpu) for gpu in host.gpus):
         return unknown(host, "gpus.capability", "a GPU's compute capability is not known")
     lines = {host.cuda: host.lines[host.cuda]} if host.cuda else host.lines
     lacking = [
-        gpu
-        for gpu in host.gpus
-        if arch(gpu) and not any(arch(gpu) in one.archs for one in lines.values())
+        gpu for gpu in host.gpus if not any(arch(gpu) in one.archs for one in lines.values())
     ]
-    found = ", ".join(sorted({arch(gpu) for gpu in host.gpus if arch(gpu)}))
+    found = ", ".join(sorted({arch(gpu) for gpu in host.gpus}))
     evidence = f"GPUs: {found}; " + "; ".join(
         f"CUDA {c}: {' '.join(x.archs)}" for c, x in lines.items()
     )
     if lacking:
         what = f"no cubins for {some(sorted({arch(gpu) for gpu in lacking}))}"
         what += f" in CUDA {host.cuda}" if host.cuda else " in any CUDA line"
+        served = [gpu for gpu in host.gpus if gpu not in lacking]
+        if served:
+            gpus = names_of(served)
+            return trouble("warning", "no-cubin-some", what, evidence, gpus=gpus)
         return trouble("missing", "no-cubin", what, evidence)
     return ok(f"cubins for {found}", evidence if host.cuda else "")
 
@@ -200,13 +202,15 @@ def xid(host: Host) -> Answer | None:
     if grave:
         what = "the driver logged faults of a GPU, a link or a switch"
         return trouble("failure", "xid", what, some(map(_shown, grave)))
+    others = [x for x in found if x.source != "gpu" or x.code not in known.application]
+    if others:
+        recent = any(_recent(host, x) for x in others)
+        severity: Severity = "warning" if recent else "note"
+        what = "the driver logged faults" if recent else "the driver logged faults a while ago"
+        return trouble(severity, "xid", what, some(map(_shown, others)))
     if found:
-        programs = all(x.code in known.application and x.source == "gpu" for x in found)
-        what = "the driver logged faults of programs" if programs else "the driver logged faults"
-        severity: Severity = (
-            "note" if programs or not any(_recent(host, x) for x in found) else "warning"
-        )
-        return trouble(severity, "xid-other", what, some(map(_shown, found)))
+        what = "the driver logged faults of programs"
+        return trouble("note", "xid-program", what, some(map(_shown, found)))
     return ok("no Xid in the kernel's log")
 
 

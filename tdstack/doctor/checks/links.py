@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tdstack.doctor.answer import Answer, Check, ok, trouble, unknown
-from tdstack.doctor.check import Severity
 from tdstack.doctor.hardware import Gpu, Pair
 from tdstack.doctor.host import Host, name_of, names_of, some
 
@@ -47,16 +46,20 @@ def _worse(held: Pair, other: Pair) -> Pair:
 def nvlink(host: Host) -> Answer | None:
     """Judge whether every GPU has all its links."""
     judged = [gpu for gpu in host.gpus if gpu.nvlinks is not None]
-    wanting = [g for g in host.gpus if host.kind(g).sxm and g.nvlinks is None and not g.error]
+    wanting = [g for g in host.gpus if host.kind(g).sxm and g.nvlinks is None]
     if wanting:
         return unknown(host, "gpus.nvlinks", f"NVLinks of GPUs {names_of(wanting)} are not known")
     short = [(gpu, need) for gpu in judged if _active(gpu) < (need := _needed(host, gpu))]
     if short:
         evidence = some(_short(gpu, need) for gpu, need in short)
+        disabled = (host.facts.driver.parameters or {}).get("NvLinkDisable") == "1"
+        evidence += "; NVreg_NvLinkDisable=1" if disabled else ""
+        if not host.several:
+            # A container or a virtual machine with one GPU has its links off.
+            what = "NVLinks of the only GPU are off"
+            return trouble("note", "nvlink-alone", what, evidence)
         what = "NVLinks are down"
-        # A GPU that was given to a virtual machine alone has its links off.
-        severity: Severity = "failure" if host.several else "note"
-        return trouble(severity, "nvlink", what, evidence, gpus=names_of(g for g, _ in short))
+        return trouble("failure", "nvlink", what, evidence, gpus=names_of(g for g, _ in short))
     counts = sorted({_active(gpu) for gpu in judged} - {0})
     if not counts:
         return None
@@ -224,7 +227,8 @@ def multicast(host: Host) -> Answer | None:
         return trouble("warning", "multicast", what, f"GPUs {names_of(lacking)}")
     if off:
         what = "NVLink multicast is switched off here"
-        return trouble("note", "multicast-off", what, some(off), variables=some(off))
+        names = " ".join(word.partition("=")[0] for word in off)
+        return trouble("note", "multicast-off", what, some(off), variables=names)
     if any(gpu.multicast is None for gpu in able):
         return unknown(host, "gpus.multicast", "whether GPUs can multicast is not known")
     return ok("GPUs can multicast")

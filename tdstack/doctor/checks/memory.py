@@ -133,8 +133,10 @@ def hugepages(host: Host) -> Answer | None:
         return None
     if mode == "never":
         return trouble("note", "hugepages", "transparent huge pages are off", mode)
-    reserved = (host.facts.memory.hugepages_total or 0) * (host.facts.memory.hugepage_size or 0)
-    return ok(f"transparent huge pages: {mode}", f"{gigabytes(reserved)} reserved")
+    memory = host.facts.memory
+    reserved = (memory.hugepages_total or 0) * (memory.hugepage_size or 0)
+    evidence = f"{gigabytes(reserved)} of others reserved" if reserved else ""
+    return ok(f"transparent huge pages: {mode}", evidence)
 
 
 def numa(host: Host) -> Answer | None:

@@ -17,6 +17,10 @@ def devices(host: Host) -> Answer | None:
         return None
     if host.facts.rdma is None:
         return unknown(host, "rdma", "the RDMA devices are not known")
+    shut = [device.name or "?" for device in host.facts.rdma if device.usable is False]
+    if shut:
+        what = "RDMA devices of the host may not be opened here"
+        return trouble("warning", "rdma-shut", what, some(shut))
     if not host.ports:
         what = "no RDMA device: one node alone, or sockets between nodes"
         return trouble("note", "rdma-none", what, "/sys/class/infiniband is empty or missing")

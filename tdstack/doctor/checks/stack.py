@@ -91,9 +91,8 @@ def fits(host: Host) -> Answer | None:
         what = "what is installed needs a newer driver"
         evidence = f"driver {driver}, {found.driver_floor} needed"
         return trouble("missing", "driver-old", what, evidence, floor=found.driver_floor)
-    lacking = sorted(
-        {a for gpu in host.gpus if (a := arch(gpu)) and a not in (found.archs or (a,))}
-    )
+    archs = {arch(gpu) for gpu in host.gpus} - {""}
+    lacking = sorted(archs - set(found.archs or archs))
     if lacking:
         what = f"what is installed has no cubins for {some(lacking)}"
         return trouble("missing", "no-cubin", what, f"it has {some(found.archs or ())}")
