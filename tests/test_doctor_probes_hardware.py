@@ -207,3 +207,11 @@ def test_the_fabric_manager_by_package_unit_and_process(tmp_path: Path) -> None:
 )
 def test_the_units_state(tmp_path: Path, files: dict[str, str], expected: str) -> None:
     assert fabric.unit_state(plant(tmp_path, dict(files))) == expected
+
+
+@pytest.mark.parametrize(("control", "redirects"), [(0x01, False), (0x04, True), (0x08, True)])
+def test_source_validation_alone_redirects_nothing(
+    tmp_path: Path, control: int, redirects: bool
+) -> None:
+    tree = plant(tmp_path, device("0000:00:01.0", "0x060400", config=config(control)))
+    assert pci.pci(tree).sections["pcie"].bridges[0].redirects is redirects

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from smoke_tests.interfaces import addresses
 from tdstack.doctor.facts import UNLIMITED, Interface, Route
 from tdstack.doctor.probes import (
     container,
@@ -196,6 +197,8 @@ def test_interfaces_families_and_routes(tmp_path: Path) -> None:
             "sys/class/net/ib0/flags": "0x1002\n",
             "sys/class/net/ib0/speed": "-1\n",
             "sys/class/net/bonding_masters": "\n",
+            "proc/net/if_inet6": f"fe80{ANY[4:]} 02 40 20 80 eth0\n"
+            f"20010db8{ANY[8:]} 03 40 00 80 ib0\nodd\n",
             "proc/net/route": "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU\n"
             "eth0 00000000 0100000A 0003 0 0 0 00000000 0\n"
             "eth0 0000000A 00000000 0001 0 0 0 00FFFFFF 0\n",
@@ -203,8 +206,7 @@ def test_interfaces_families_and_routes(tmp_path: Path) -> None:
             f"{ANY} 00 {ANY} 00 fe80{ANY[4:]} 400 1 0 00000003 eth0\n",
         },
     )
-    known = {"eth0": frozenset({"10.0.0.2", "fe80::1"}), "ib0": frozenset({"2001:db8::2"})}
-    found = network.network(tree, lambda: known, lambda: ("eth0", "AF_INET")).sections["network"]
+    found = network.network(tree, {"eth0": "10.0.0.2", "lo": "169.254.1.1"}.get).sections["network"]
     assert found.interfaces == (
         Interface("eth0", True, False, False, 9000, 100000, ("AF_INET",)),
         Interface("ib0", False, False, True, None, None, ("AF_INET6",)),
@@ -214,13 +216,29 @@ def test_interfaces_families_and_routes(tmp_path: Path) -> None:
     assert (found.bootstrap_interface, found.bootstrap_family) == ("eth0", "AF_INET")
 
 
-def test_without_the_smoke_tests_the_families_are_not_known(tmp_path: Path) -> None:
-    def lacking() -> Any:
-        raise ImportError("No module named 'smoke_tests'")
+def test_without_a_default_route_nothing_leads_out() -> None:
+    four = ["Iface Destination", "eth0 0000000A 00000000 0001 0 0 0 00FFFFFF 0"]
+    assert network.default_routes(four, []) == ()
+    assert network.default_routes(None, None) is None
 
-    part = network.network(plant(tmp_path, {"sys/class/net/eth0/flags": "0x1003"}), lacking)
-    assert part.sections["network"].interfaces[0].families is None
-    assert "smoke_tests" in part.why["network.bootstrap_interface"]
+
+def test_the_first_default_route_is_the_cheapest_of_ipv4() -> None:
+    line = "{} 00000000 0100000A 0003 0 0 {} 00000000 0"
+    four = ["Iface", line.format("eth1", 600), line.format("eth0", 100)]
+    six = [f"{ANY} 00 {ANY} 00 fe80{ANY[4:]} 1 1 0 00000003 eth2"]
+    assert network.default_routes(four, six) == (
+        *(Route("AF_INET", "eth0"), Route("AF_INET", "eth1"), Route("AF_INET6", "eth2")),
+    )
+
+
+def test_this_hosts_families_are_what_the_smoke_tests_find() -> None:
+    found = network.network(Tree(Path("/"), {})).sections["network"].interfaces
+    families = {interface.name: interface.families for interface in found}
+    assert families["lo"]
+    for name, own in addresses().items():
+        far = {a for a in own if not a.startswith(("fe80:", "169.254."))}
+        assert ("AF_INET6" in families[name]) == any(":" in address for address in far)
+        assert ("AF_INET" in families[name]) == any(":" not in address for address in far)
 
 
 def test_a_prefix_is_absent_broken_or_whole(tmp_path: Path) -> None:
