@@ -77,6 +77,17 @@ class Host:
         """Return whether GPUs of this host reach each other through NVSwitches or NVLink."""
         return any(link.active for gpu in self.gpus for link in gpu.nvlinks or ())
 
+    @property
+    def installed(self) -> bool:
+        """Return whether the stack is here already, in a whole prefix: images are not needed."""
+        return (self.facts.tdstack.where, self.facts.tdstack.state) == ("prefix", "whole")
+
+    @property
+    def switched(self) -> bool:
+        """Return whether NVSwitches join the GPUs; some are seen by their GPUs alone."""
+        joined = (gpu.fabric_state not in (None, "not-supported") for gpu in self.gpus)
+        return bool(self.facts.fabric.switches) or any(joined)
+
     def kind(self, gpu: Gpu) -> GpuType:
         """Return what is expected of a GPU by its name."""
         return self.thresholds.of(gpu.name or "")

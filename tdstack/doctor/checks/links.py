@@ -166,9 +166,10 @@ def switches(host: Host) -> Answer | None:
 def manager(host: Host) -> Answer | None:
     """Judge the service without which NVSwitches carry nothing."""
     fabric = host.facts.fabric
-    if not fabric.switches or host.inside:
-        return None
     running = fabric.manager_running
+    # A virtual machine may have its GPUs' fabric managed from outside.
+    if not host.switched or host.inside or not (fabric.switches or running):
+        return None
     unit = f"service {fabric.unit or 'not known'}"
     if running is None:
         return unknown(host, "fabric.manager_running", "whether Fabric Manager runs is not known")
@@ -189,7 +190,7 @@ def manager(host: Host) -> Answer | None:
 def fabric_state(host: Host) -> Answer | None:
     """Judge whether every GPU was taken into the NVLink fabric."""
     known = [g for g in host.gpus if g.fabric_state not in (None, "not-supported")]
-    expected = [g for g in host.gpus if host.kind(g).fabric and host.facts.fabric.switches]
+    expected = [g for g in host.gpus if host.kind(g).fabric and host.switched]
     if not known and expected:
         return unknown(
             host, "gpus.fabric_state", "whether GPUs joined the NVLink fabric is not known"
@@ -216,7 +217,7 @@ def fabric_state(host: Host) -> Answer | None:
 def multicast(host: Host) -> Answer | None:
     """Judge whether NVSwitches can add and spread for the GPUs, and may."""
     able = [gpu for gpu in host.gpus if host.kind(gpu).multicast and host.several]
-    if not able or not host.facts.fabric.switches:
+    if not able or not host.switched:
         return None
     off = [
         f"{k}={v}" for k, v in (host.facts.environment or {}).items() if v.lower() in OFF.get(k, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tdstack.doctor.answer import Answer, Check, ok, trouble, unknown
+from tdstack.doctor.check import Severity
 from tdstack.doctor.facts import UNLIMITED
 from tdstack.doctor.host import Host, gigabytes, name_of, names_of, some
 
@@ -109,7 +110,8 @@ def memlock(host: Host) -> Answer | None:
     evidence = f"soft {gigabytes(soft)}, hard {hard}"
     if host.ports:
         what = "pinned memory is limited: RDMA needs it without limit"
-        return trouble("failure", "memlock", what, evidence)
+        severity: Severity = "warning" if hard == "unlimited" else "failure"
+        return trouble(severity, "memlock", what, evidence)
     if soft < least:
         return trouble("warning", "memlock", "little memory may be pinned", evidence)
     return ok("enough memory may be pinned; RDMA would need more", evidence)
