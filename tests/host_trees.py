@@ -27,7 +27,7 @@ def plant(root: Path, files: Mapping[str, str | bytes], **variables: str) -> Tre
 def config(control: int | None, *, before: int = 1) -> bytes:
     """Return a PCIe configuration space with `before` other capabilities, then ACS, if any."""
     space = bytearray(4096)
-    offsets = [0x100 + 0x40 * at for at in range(before + 1)]
+    offsets = [0x100 + 0x44 * at for at in range(before + 1)]
     for at, offset in enumerate(offsets):
         last = offset == offsets[-1]
         if last and control is None:

@@ -99,12 +99,13 @@ def _fault(source: str, code: int, age: float | None, text: str | None = None) -
         (_pinned(UNLIMITED - 1, True), "memlock", "failure"),
         (_pinned(8 * 2**20, False), "memlock", "ok"),
         (_pinned(8 * 2**20 - 1, False), "memlock", "warning"),
+        (_with(CARDS, "limits", memlock_soft=65536), "memlock", "warning"),  # ulimit -l is enough
         (replace(CARDS, limits=Limits(nofile_soft=4096)), "nofile", "ok"),
         (replace(CARDS, limits=Limits(nofile_soft=4095)), "nofile", "warning"),
         (_room(10 * 10**9, 11 * 10**9), "disk-cache", "ok"),
-        (_room(10 * 10**9 - 1, 11 * 10**9), "disk-cache", "missing"),
+        (_room(10 * 10**9 - 1, 11 * 10**9), "disk-cache", "warning"),
         (_room(10 * 10**9, 11 * 10**9), "disk-images", "ok"),
-        (_room(10 * 10**9, 11 * 10**9 - 1), "disk-images", "missing"),
+        (_room(10 * 10**9, 11 * 10**9 - 1), "disk-images", "warning"),
         (replace(CARDS, clock=Clock(True, -0.5)), "clock-offset", "ok"),
         (replace(CARDS, clock=Clock(True, 0.51)), "clock-offset", "warning"),
         (replace(CARDS, clock=Clock(False, 9.0)), "clock-offset", None),
@@ -118,6 +119,13 @@ def _fault(source: str, code: int, age: float | None, text: str | None = None) -
         (_fault("gpu", 79, None), "xid", "failure"),
         (_fault("gpu", 31, 5.0), "xid", "note"),
         (_fault("gpu", 63, 5.0), "xid", "warning"),
+        (
+            _fault("gpu", 154, 5.0, "changed to 0x2 (Reset Required)"),
+            "xid",
+            "failure",
+        ),
+        (_fault("gpu", 154, 5.0, "changed to 0x0 (None)"), "xid", "warning"),
+        (_fault("gpu", 92, 5.0), "xid", "warning"),
         (_fault("switch", 22013, 5.0, "Non-fatal, Link 4"), "xid", "warning"),
         (_fault("switch", 22013, 5.0, "Fatal, Link 4"), "xid", "failure"),
         (_fault("switch", 31, 5.0), "xid", "warning"),
@@ -177,12 +185,22 @@ def _boards(number: int, facts: Facts = BOARD) -> Facts:
         (one(BOARD, 0, fabric_state="not-started"), "fabric-state", "failure"),
         (alike(BOARD, fabric_state="not-supported"), "fabric-state", "unknown"),
         (alike(_boards(4), multicast=False), "multicast", "warning"),
-        (_with(alike(BOARD, multicast=False), "fabric", switches=()), "multicast", None),
+        (
+            _with(
+                alike(BOARD, multicast=False, fabric_state="not-supported"), "fabric", switches=()
+            ),
+            "multicast",
+            None,
+        ),
         (replace(BOARD, environment={"NCCL_NVLS_ENABLE": "0"}), "multicast", "note"),
         (replace(BOARD, environment={"NCCL_NVLS_ENABLE": "1"}), "multicast", "ok"),
         (_with(BOARD, "fabric", switches=(Switch("0000:07:00.0"),) * 3), "nvswitch", "failure"),
         (_with(BOARD, "fabric", switches=None), "nvswitch", "unknown"),
         (_with(BOARD, "fabric", manager_version=None), "fabric-manager", "ok"),
+        # NVSwitches that are not on this PCIe bus: of a later generation, or outside of a guest.
+        (_with(BOARD, "fabric", switches=(), manager_running=False), "fabric-manager", None),
+        (_with(BOARD, "fabric", switches=(), manager_version="1.2"), "fabric-manager", "failure"),
+        (_with(alike(BOARD, multicast=False), "fabric", switches=()), "multicast", "warning"),
     ],
 )
 def test_gpus_and_their_links(facts: Facts, check: str, severity: str | None) -> None:
@@ -232,6 +250,14 @@ def _ports(*ports: RdmaPort) -> Facts:
     return replace(CARDS, rdma=(replace(card, ports=ports),))
 
 
+def _cards(*boards: str) -> Facts:
+    """Return a host with InfiniBand cards of these boards, of which the last is down."""
+    ports = [replace(UP, layer="InfiniBand")] * (len(boards) - 1)
+    ports.append(replace(DOWN, layer="InfiniBand"))
+    cards = zip(infiniband(len(boards)), boards, ports, strict=True)
+    return replace(CARDS, rdma=tuple(replace(c, board=b, ports=(p,)) for c, b, p in cards))
+
+
 @pytest.mark.parametrize(
     ("facts", "check", "severity"),
     [
@@ -253,7 +279,9 @@ def _ports(*ports: RdmaPort) -> Facts:
         (alike(CARDS, pcie_width=None, pcie_generation_max=None), "pcie-link", None),
         (_ports(DOWN), "rdma-ports", "failure"),
         (_ports(DOWN, UP), "rdma-ports", "warning"),
-        (_ports(replace(DOWN, layer="InfiniBand"), UP), "rdma-ports", "failure"),
+        (_ports(replace(DOWN, layer="InfiniBand"), UP), "rdma-ports", "warning"),  # one card
+        (_cards("a", "a"), "rdma-ports", "failure"),
+        (_cards("a", "b"), "rdma-ports", "warning"),
         (_ports(UP, replace(UP, number=2, rate_gbps=25.0)), "rdma-rate", "warning"),
         (_ports(UP, replace(UP, layer="InfiniBand", rate_gbps=25.0)), "rdma-rate", "ok"),
         (_ports(UP, replace(DOWN, rate_gbps=10.0)), "rdma-rate", None),
@@ -390,6 +418,8 @@ def test_engines(container: Container, check: str, severity: str | None) -> None
 def test_a_node_with_a_whole_prefix_needs_no_engine(where: str, state: str, severity: str) -> None:
     facts = replace(CARDS, container=engines(), tdstack=Installed(where, "/opt/x", state))
     assert _severity(facts, "engine") == severity
+    untold = replace(facts, container=engines(DOCKER, toolkit=False))
+    assert _severity(untold, "container-toolkit") == severity
 
 
 @pytest.mark.parametrize(

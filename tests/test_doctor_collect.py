@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 
 from tdstack.doctor.collect import Question, ask_all, collect
 from tdstack.doctor.merge import gpus_of, merge
+
+# Told apart from what others run here.
+NAP = f"8765.{os.getpid()}"
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def one(question: Question) -> Any:
 
 
 def test_a_hung_driver_costs_its_own_facts_alone(driver: Any) -> None:
-    driver("import subprocess\nsubprocess.run(['sleep', '8765.4321'])\n")
+    driver(f"import subprocess\nsubprocess.run(['sleep', '{NAP}'])\n")
     begin = time.monotonic()
     facts = collect(limits={"nvml": 1.5})
     assert time.monotonic() - begin < 30
@@ -41,7 +45,7 @@ def test_a_hung_driver_costs_its_own_facts_alone(driver: Any) -> None:
     assert facts.limits.nofile_soft
     assert facts.spaces.shm.path == "/dev/shm"
     # What the probe itself started has ended with it.
-    assert not any(b"8765.4321" in line for line in command_lines())
+    assert not any(NAP.encode() in line for line in command_lines())
 
 
 def command_lines() -> list[bytes]:

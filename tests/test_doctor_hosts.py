@@ -181,7 +181,7 @@ def test_a_debian_machine_without_a_gpu_lacks_things_and_says_what_to_do() -> No
     findings = {f.check: f for f in checks(_host("laptop"), "12.4")}
     assert exit_code(findings.values()) == 3
     lacking = {name for name, f in findings.items() if f.severity == "missing"}
-    assert {"driver", "gpus", "engine", "disk-cache", "line"} <= lacking
+    assert {"driver", "gpus", "engine", "line"} <= lacking
     assert "525.60.13" in findings["driver"].remedy
     assert not {"nvlink", "p2p", "ecc", "fabric-manager", "peermem"} & findings.keys()
 

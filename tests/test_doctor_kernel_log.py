@@ -1,6 +1,6 @@
 """Xid faults, from lines of the ring buffer and from journal files that systemd wrote.
 
-tests/data/journal: written by systemd-journal-remote 252 from 45 entries of two boots, in the
+tests/data/journal: written by systemd-journal-remote 252 from 47 entries of two boots, in the
 regular and in the compact format, and compressed.
 """
 
@@ -38,7 +38,14 @@ def journal_file(name: str) -> bytes:
 
 
 def test_records_of_the_ring_buffer_have_text_and_age() -> None:
-    records = [f"4,1207,2500000,-;{FALLEN}", " SUBSYSTEM=pci", "6,1,x,-;odd", "nothing", ""]
+    records = [
+        f"4,1207,2500000,-;{FALLEN}",
+        " SUBSYSTEM=pci",
+        f"12,9,1,-;{FALLEN}",
+        "6,1,x,-;odd",
+        "nothing",
+        "",
+    ]
     assert lines_of(records, 12.5) == [Logged(FALLEN, 10.0)]
 
 
@@ -95,15 +102,15 @@ def test_a_journal_of_systemd_is_read_for_one_boot(name: str) -> None:
 @pytest.mark.parametrize("name", ["xid.journal.zst", "xid-compact.journal.zst"])
 def test_a_damaged_journal_ends_no_run(name: str) -> None:
     whole = journal_file(name)
-    used = max(whole.rfind(b"MESSAGE="), whole.rfind(BOOT[:8].encode())) + 4096
+    # Hash tables, of zeros mostly, fill the file up to the first message.
+    first, used = whole.find(b"MESSAGE="), whole.rfind(b"MESSAGE=") + 8192
     draw = random.Random(7)
-    for _ in range(60):
-        data = bytearray(whole[: draw.choice([used, draw.randrange(used)])])
-        for _ in range(draw.randrange(1, 200)):
-            data[draw.randrange(len(data))] = draw.randrange(256)
-        data[:8] = journal.SIGNATURE
+    for _ in range(25):
+        data = bytearray(whole[: draw.choice([used, draw.randrange(first, used)])])
+        for _ in range(draw.randrange(1, 400)):
+            data[draw.randrange(first - 2048, len(data))] = draw.randrange(256)
         found = list(journal.messages_of(bytes(data), b"Xid (", bytes.fromhex(BOOT), 2e9))
-        assert len(found) <= 100_000
+        assert len(found) < 1000
     assert list(journal.messages_of(b"", b"Xid (", bytes(16), 0.0)) == []
 
 

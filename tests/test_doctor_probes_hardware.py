@@ -141,6 +141,10 @@ def test_rdma_devices_and_their_ports(tmp_path: Path) -> None:
             f"{base}/board_id": "MT_0000000838\n",
             f"{base}/fw_ver": "28.39.1002\n",
             f"{base}/device": "-> ../../../0000:2a:00.0",
+            "sys/class/infiniband_verbs/uverbs0/ibdev": "mlx5_0\n",
+            "sys/class/infiniband_verbs/uverbs1/ibdev": "mlx5_1\n",
+            "sys/class/infiniband_verbs/abi_version": "6\n",
+            "dev/infiniband/uverbs1": "",
             f"{port}/state": "4: ACTIVE\n",
             f"{port}/phys_state": "5: LinkUp\n",
             f"{port}/link_layer": "Ethernet\n",
@@ -160,6 +164,9 @@ def test_rdma_devices_and_their_ports(tmp_path: Path) -> None:
     assert (found.name, found.board, found.firmware, found.pci) == (
         *("mlx5_0", "MT_0000000838", "28.39.1002", "0000:2a:00.0"),
     )
+    assert found.usable is False  # /sys shows it, and nobody passed its node
+    (tmp_path / "dev/infiniband/uverbs0").touch()
+    assert rdma.rdma(tree).sections["rdma"][0].usable is True
     assert found.ports == (
         RdmaPort(1, "ACTIVE", "LinkUp", "Ethernet", 400.0, "ens1f0", 2, 1, 3, 0),
     )
@@ -200,3 +207,11 @@ def test_the_fabric_manager_by_package_unit_and_process(tmp_path: Path) -> None:
 )
 def test_the_units_state(tmp_path: Path, files: dict[str, str], expected: str) -> None:
     assert fabric.unit_state(plant(tmp_path, dict(files))) == expected
+
+
+@pytest.mark.parametrize(("control", "redirects"), [(0x01, False), (0x04, True), (0x08, True)])
+def test_source_validation_alone_redirects_nothing(
+    tmp_path: Path, control: int, redirects: bool
+) -> None:
+    tree = plant(tmp_path, device("0000:00:01.0", "0x060400", config=config(control)))
+    assert pci.pci(tree).sections["pcie"].bridges[0].redirects is redirects

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from smoke_tests.interfaces import addresses
 from tdstack.doctor.facts import UNLIMITED, Interface, Route
 from tdstack.doctor.probes import (
     container,
@@ -16,7 +18,13 @@ from tdstack.doctor.probes import (
     network,
 )
 from tdstack.doctor.probes.tree import Tree
+from tests.engine_stores import docker_daemon
 from tests.host_trees import plant
+
+OVERLAY = (
+    "1 0 0:1 / / rw master:1 - overlay overlay rw,lowerdir=/var/lib/containerd/"
+    "io.containerd.snapshotter.v1.overlayfs/snapshots/1/fs\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +38,8 @@ from tests.host_trees import plant
         ({"proc/self/cgroup": "0::/kubepods.slice/x\n"}, {}, "kubernetes"),
         ({"proc/1/environ": b"PATH=/\0container=lxc\0"}, {}, "lxc"),
         ({"proc/1/environ": b"container=systemd-nspawn\0"}, {}, "other"),
+        ({"proc/self/mountinfo": OVERLAY}, {}, "other"),
+        ({"proc/self/mountinfo": "1 0 0:1 / / rw - ext4 /dev/vda rw\n"}, {}, ""),
         ({"proc/self/cgroup": f"12:cpu:/docker/{'0a' * 32}\n"}, {}, "docker"),
         ({"proc/self/cgroup": f"0::/system.slice/docker-{'0a' * 32}.scope\n"}, {}, "docker"),
         ({"proc/self/cgroup": "0::/system.slice/docker.service\n"}, {}, ""),
@@ -106,13 +116,51 @@ INFO = {
 
 
 def test_docker_is_asked_by_its_api(tmp_path: Path) -> None:
-    tree = plant(tmp_path, {"usr/bin/docker": "", "usr/bin/podman": ""}, HOME="/h")
+    files: dict[str, str | bytes] = {"usr/bin/docker": "", "usr/bin/podman": ""}
+    tree = plant(tmp_path, files | {"data/docker/x": ""}, HOME="/h")
     part = engines.engines(tree, lambda: ({"Version": "28.2.2"}, INFO))
     docker, podman, *_ = part.sections["container.engines"]
     assert (docker.works, docker.version, docker.storage) == (True, "28.2.2", "overlay2")
     assert (docker.root, docker.runtimes) == ("/data/docker", ("nvidia", "runc"))
     assert (docker.cdi, docker.rootless, docker.cgroup_driver) == (True, True, "systemd")
     assert (podman.name, podman.installed, podman.version) == ("podman", True, None)
+
+
+@pytest.mark.engine
+def test_a_real_daemon_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with docker_daemon(tmp_path / "docker") as environment:
+        monkeypatch.setenv("DOCKER_HOST", environment["DOCKER_HOST"])
+        part = engines.engines(Tree(Path("/"), dict(os.environ)))
+        found = part.sections["container.engines"][0]
+        assert (found.name, found.works, found.root) == ("docker", True, f"{tmp_path}/docker/data")
+        assert found.version
+        assert found.storage
+        assert "runc" in found.runtimes
+        assert found.rootless is False
+
+
+def test_podman_and_buildah_keep_images_where_their_settings_say(tmp_path: Path) -> None:
+    conf = '[storage]\ndriver = "overlay"\ngraphroot = "/big/images"\n'
+    tree = plant(
+        tmp_path,
+        {"usr/bin/buildah": "", "own.conf": conf, "odd.conf": "x = = y"},
+        CONTAINERS_STORAGE_CONF="/own.conf",
+        HOME="/h",
+    )
+    odd = Tree(tmp_path, {"CONTAINERS_STORAGE_CONF": "/odd.conf", "HOME": "/h"})
+    usual = (
+        "/var/lib/containers/storage" if os.geteuid() == 0 else "/h/.local/share/containers/storage"
+    )
+    for asked, root in ((tree, "/big/images"), (odd, usual)):
+        listed = engines.engines(asked).sections["container.engines"]
+        assert next(engine.root for engine in listed if engine.name == "buildah") == root
+
+
+def test_a_dockers_folder_on_another_host_is_not_measured_here(tmp_path: Path) -> None:
+    tree = plant(tmp_path, {}, DOCKER_HOST="tcp://elsewhere:2375")
+    part = engines.engines(tree, lambda: ({"Version": "28.2.2"}, INFO))
+    assert part.sections["container.engines"][0].root is None
+    assert "another host" in part.why["spaces.engine"]
 
 
 def test_a_docker_that_does_not_answer_or_is_not_there(tmp_path: Path) -> None:
@@ -149,6 +197,8 @@ def test_interfaces_families_and_routes(tmp_path: Path) -> None:
             "sys/class/net/ib0/flags": "0x1002\n",
             "sys/class/net/ib0/speed": "-1\n",
             "sys/class/net/bonding_masters": "\n",
+            "proc/net/if_inet6": f"fe80{ANY[4:]} 02 40 20 80 eth0\n"
+            f"20010db8{ANY[8:]} 03 40 00 80 ib0\nodd\n",
             "proc/net/route": "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU\n"
             "eth0 00000000 0100000A 0003 0 0 0 00000000 0\n"
             "eth0 0000000A 00000000 0001 0 0 0 00FFFFFF 0\n",
@@ -156,8 +206,7 @@ def test_interfaces_families_and_routes(tmp_path: Path) -> None:
             f"{ANY} 00 {ANY} 00 fe80{ANY[4:]} 400 1 0 00000003 eth0\n",
         },
     )
-    known = {"eth0": frozenset({"10.0.0.2", "fe80::1"}), "ib0": frozenset({"2001:db8::2"})}
-    found = network.network(tree, lambda: known, lambda: ("eth0", "AF_INET")).sections["network"]
+    found = network.network(tree, {"eth0": "10.0.0.2", "lo": "169.254.1.1"}.get).sections["network"]
     assert found.interfaces == (
         Interface("eth0", True, False, False, 9000, 100000, ("AF_INET",)),
         Interface("ib0", False, False, True, None, None, ("AF_INET6",)),
@@ -167,13 +216,29 @@ def test_interfaces_families_and_routes(tmp_path: Path) -> None:
     assert (found.bootstrap_interface, found.bootstrap_family) == ("eth0", "AF_INET")
 
 
-def test_without_the_smoke_tests_the_families_are_not_known(tmp_path: Path) -> None:
-    def lacking() -> Any:
-        raise ImportError("No module named 'smoke_tests'")
+def test_without_a_default_route_nothing_leads_out() -> None:
+    four = ["Iface Destination", "eth0 0000000A 00000000 0001 0 0 0 00FFFFFF 0"]
+    assert network.default_routes(four, []) == ()
+    assert network.default_routes(None, None) is None
 
-    part = network.network(plant(tmp_path, {"sys/class/net/eth0/flags": "0x1003"}), lacking)
-    assert part.sections["network"].interfaces[0].families is None
-    assert "smoke_tests" in part.why["network.bootstrap_interface"]
+
+def test_the_first_default_route_is_the_cheapest_of_ipv4() -> None:
+    line = "{} 00000000 0100000A 0003 0 0 {} 00000000 0"
+    four = ["Iface", line.format("eth1", 600), line.format("eth0", 100)]
+    six = [f"{ANY} 00 {ANY} 00 fe80{ANY[4:]} 1 1 0 00000003 eth2"]
+    assert network.default_routes(four, six) == (
+        *(Route("AF_INET", "eth0"), Route("AF_INET", "eth1"), Route("AF_INET6", "eth2")),
+    )
+
+
+def test_this_hosts_families_are_what_the_smoke_tests_find() -> None:
+    found = network.network(Tree(Path("/"), {})).sections["network"].interfaces
+    families = {interface.name: interface.families for interface in found}
+    assert families["lo"]
+    for name, own in addresses().items():
+        far = {a for a in own if not a.startswith(("fe80:", "169.254."))}
+        assert ("AF_INET6" in families[name]) == any(":" in address for address in far)
+        assert ("AF_INET" in families[name]) == any(":" not in address for address in far)
 
 
 def test_a_prefix_is_absent_broken_or_whole(tmp_path: Path) -> None:

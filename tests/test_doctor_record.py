@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from tdstack.doctor import record as records
+from tdstack.doctor.check import exit_code
+from tdstack.doctor.checks import checks
 from tdstack.doctor.facts import Container, Driver, Engine, Facts, Installed, Os, Space, Spaces
 from tdstack.doctor.hardware import Gpu, Rdma
 from tdstack.doctor.load import dump, load
@@ -201,8 +204,11 @@ def test_this_host_is_recorded_without_its_name(tmp_path: Path) -> None:
     command = [bare, "-m", "tdstack.doctor", "--record", str(file)]
     environment = {"PATH": os.environ["PATH"], "HOME": "/home/somebody", "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert ended.returncode == 0, ended.stderr
-    assert "not judged" in ended.stderr
+    # Judged too, told in plain lines.
+    assert ended.returncode == exit_code(checks(read_record(file))), ended.stderr
+    assert "recorded: here.json" in ended.stderr
+    assert re.search(r"^\d+ checks: ", ended.stderr, re.MULTILINE)
+    assert "━" not in ended.stderr
     text = file.read_text("utf-8")
     assert "somebody" not in text
     data = json.loads(text)

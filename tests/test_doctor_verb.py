@@ -18,8 +18,8 @@ from tdstack.doctor.checks import checks, lines
 from tdstack.doctor.facts import Facts
 from tdstack.doctor.load import load
 from tdstack.doctor.show import Diagnosis, line_rows, rows_of, summary, told
-from tdstack.doctor.verb import Options, facts_of
-from tdstack.errors import UsageError
+from tdstack.doctor.verb import Options, doctor, facts_of
+from tdstack.errors import HostError, UsageError
 from tests.conftest import ROOT
 from tests.test_doctor_facts import RECORDS
 
@@ -41,7 +41,7 @@ def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @given(RECORDS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_whatever_a_record_holds_it_can_be_judged(data: object) -> None:
     facts = load(data)
     diagnosis = Diagnosis(facts, checks(facts), lines(facts))
@@ -114,6 +114,7 @@ def test_both_ways_in_say_the_same() -> None:
         ("--facts", str(HOSTS / "h100-sxm-8.json"), "--record", "x.json"),
         ("--facts", str(HOSTS / "h100-sxm-8.json"), "--prefix", "."),
         ("--record", "no-such-folder/x.json"),
+        ("--record", "."),
     ],
 )
 def test_what_cannot_be_asked_is_a_usage_error(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -136,12 +137,17 @@ def test_dry_writes_no_record(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_record_that_cannot_be_written_is_a_host_error(tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    ended = run("--record", "taken", where=tmp_path)
-    assert ended.returncode == 3
-    assert "cannot be read or written" in ended.stderr
-    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
+def test_a_copy_without_the_checks_records_and_does_not_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tdstack.doctor.checks", None)
+    file = tmp_path / "here.json"
+    assert doctor(Options(record=str(file)), as_json=False) == 0
+    told_ = capsys.readouterr().err
+    assert "recorded: here.json" in told_
+    assert "not judged" in told_
+    with pytest.raises(HostError, match="not installed"):
+        doctor(Options(facts=str(file)), as_json=False)
 
 
 def test_this_hosts_label_is_its_name_and_a_records_is_its_own() -> None:

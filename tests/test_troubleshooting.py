@@ -154,6 +154,22 @@ def test_what_is_copied_into_images_explains_without_the_toolkit(tmp_path: Path)
     assert done.stdout == "a base with glibc 2.38 or newer, or a wheel built for this one\n"
 
 
+def test_judging_needs_nothing_but_the_standard_library() -> None:
+    """A pod or a prolog has no more: a checkout, and a Python without packages."""
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tdstack.doctor.checks import checks, lines\n"
+        "from tdstack.doctor.load import load\n"
+        "facts = load(json.load(open(sys.argv[1] + '/tests/data/hosts/laptop.json')))\n"
+        "print(len(checks(facts, '12.4')) > 10, lines(facts)['12.4']['runs'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(ROOT)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True False\n"
+
+
 def test_rows_with_a_typing_mistake_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rows.toml"
     path.write_text('title = "A"\nasked = "b"\n[[row]]\nsymptom = "s"\ncause = "c"\nfixx = "f"\n')

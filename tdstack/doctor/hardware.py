@@ -203,7 +203,11 @@ class RdmaPort:
 
 @dataclass(frozen=True)
 class Rdma:
-    """An RDMA device of /sys/class/infiniband; `board` such as `MT_0000000838`."""
+    """An RDMA device of /sys/class/infiniband; `board` such as `MT_0000000838`.
+
+    `usable` says that its node in /dev/infiniband may be opened: /sys shows a container the
+    devices of its host, whether they were passed or not.
+    """
 
     name: Text = None
     guid: Text = None
@@ -212,4 +216,5 @@ class Rdma:
     driver: Text = None
     pci: Text = None
     numa_node: Signed = None
+    usable: Flag = None
     ports: Annotated[tuple[RdmaPort, ...] | None, Lengths(256)] = None

@@ -64,10 +64,11 @@ class Host:
 
     @property
     def ports(self) -> list[tuple[str, RdmaPort]]:
-        """Return every port of every RDMA device, by a name such as `mlx5_0/1`."""
+        """Return every port of every RDMA device that may be used, by a name as `mlx5_0/1`."""
         return [
             (f"{device.name or '?'}/{'?' if port.number is None else port.number}", port)
             for device in self.facts.rdma or ()
+            if device.usable is not False
             for port in device.ports or ()
         ]
 
@@ -75,6 +76,17 @@ class Host:
     def wired(self) -> bool:
         """Return whether GPUs of this host reach each other through NVSwitches or NVLink."""
         return any(link.active for gpu in self.gpus for link in gpu.nvlinks or ())
+
+    @property
+    def installed(self) -> bool:
+        """Return whether the stack is here already, in a whole prefix: images are not needed."""
+        return (self.facts.tdstack.where, self.facts.tdstack.state) == ("prefix", "whole")
+
+    @property
+    def switched(self) -> bool:
+        """Return whether NVSwitches join the GPUs; some are seen by their GPUs alone."""
+        joined = (gpu.fabric_state not in (None, "not-supported") for gpu in self.gpus)
+        return bool(self.facts.fabric.switches) or any(joined)
 
     def kind(self, gpu: Gpu) -> GpuType:
         """Return what is expected of a GPU by its name."""

@@ -60,8 +60,7 @@ def gpus_of(found: Mapping[str, Any], driver: Mapping[str, Any]) -> list[Record]
     for source in SOURCES[SOURCES.index(believed) + 1 :]:
         others = {gpu.get("pci"): gpu for gpu in found.get(source) or ()}
         for gpu in gpus:
-            added = dict(others.get(gpu.get("pci")) or {})
-            added.pop("index", None)  # CUDA counts in another order
+            added = others.get(gpu.get("pci")) or {}
             gpu.update({name: value for name, value in added.items() if name not in gpu})
     return gpus
 

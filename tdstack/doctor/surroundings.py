@@ -92,8 +92,8 @@ class Route:
 class Network:
     """Interfaces and default routes; `host_resolves` whether the host's name has an address.
 
-    `bootstrap_interface` and `bootstrap_family` are what a connection to the outside would take,
-    by the kernel's routes; empty when no route leads out.
+    `bootstrap_interface` and `bootstrap_family` are those of the first default route: what a
+    connection to the outside takes; empty when no route leads out.
     """
 
     interfaces: Annotated[tuple[Interface, ...] | None, Lengths(4096)] = None

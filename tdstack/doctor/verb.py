@@ -36,9 +36,10 @@ class Options:
                 where=f"--facts with {'--record' if self.record else '--prefix'}",
                 expected="one of them",
             )
-        if self.record and not Path(self.record).expanduser().absolute().parent.is_dir():
+        path = Path(self.record).expanduser().absolute()
+        if self.record and (path.is_dir() or not path.parent.is_dir()):
             raise UsageError(
-                "no such folder",
+                "that is a folder" if path.is_dir() else "no such folder",
                 where=f"--record {self.record}",
                 expected="a file in a folder that exists",
             )

@@ -21,6 +21,7 @@ HOSTS: Mapping[str, Callable[[], Facts]] = {
     "container-broken": of_containers.broken_container,
     "container-good": good.container,
     "container-hidden": of_containers.hidden_container,
+    "container-one-gpu": of_containers.lone_container,
     "container-small-shm": of_containers.small_container,
     "driver-error": of_drivers.ill_driver,
     "driver-mismatch": of_drivers.mismatch,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tdstack.doctor.facts import Driver, Engine, Facts, Installed, Os, Space
+from tdstack.doctor.hardware import NvLink
 from tests.made_hosts.good import cards, container
-from tests.made_hosts.parts import DOCKER, GIB, engines, modules, spaces, spec
+from tests.made_hosts.parts import DOCKER, GIB, alike, engines, infiniband, modules, spaces, spec
 
 
 def small_container() -> Facts:
@@ -87,4 +88,19 @@ def untold_runtime() -> Facts:
         bad,
         container=engines(replace(DOCKER, runtimes=("runc",))),
         driver=replace(bad.driver, nvml="no-permission"),
+    )
+
+
+def lone_container() -> Facts:
+    """Return a container with one GPU, whose links are off, and none of the host's RDMA devices."""
+    bad, off = container(), tuple(NvLink(index, False) for index in range(18))
+    held = (bad.gpus or ())[:1]
+    facts = replace(bad, label="synthetic: a container with one H100", gpus=held, pairs=())
+    facts = replace(facts, rdma=tuple(replace(card, usable=False) for card in infiniband(2)))
+    parameters = {"NvLinkDisable": "1"}
+    return alike(
+        replace(facts, driver=replace(facts.driver, parameters=parameters)),
+        nvlinks=off,
+        fabric_state="not-supported",
+        multicast=False,
     )

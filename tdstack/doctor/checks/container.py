@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tdstack.doctor.answer import Answer, Check, ok, trouble, unknown
+from tdstack.doctor.check import Severity
 from tdstack.doctor.facts import Engine
 from tdstack.doctor.host import Host, older, some
 
@@ -27,8 +28,9 @@ def engine(host: Host) -> Answer | None:
         return ok("a container engine works", some(working))
     silent = [f"{one.name}: {one.why or 'does not answer'}" for one in engines if one.installed]
     what = "no container engine works"
-    if host.facts.tdstack.where == "prefix" and host.facts.tdstack.state == "whole":
-        return trouble("note", "engine", f"{what}; the stack is in a prefix", some(silent))
+    if host.installed:
+        what = f"{what}; the stack is in a prefix"
+        return trouble("note", "engine", what, some(silent) or "none is installed")
     return trouble("missing", "engine", what, some(silent) or "none is installed")
 
 
@@ -88,7 +90,8 @@ def toolkit(host: Host) -> Answer | None:
     names = some(one.name or "?" for one in engines)
     if not container.toolkit:
         what = "NVIDIA's container toolkit is not installed: containers get no GPU"
-        return trouble("missing", "toolkit", what, f"engines: {names}")
+        severity: Severity = "note" if host.installed else "missing"
+        return trouble(severity, "toolkit", what, f"engines: {names}")
     docker = next((one for one in engines if one.name == "docker"), None)
     if (
         docker

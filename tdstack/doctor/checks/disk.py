@@ -1,4 +1,7 @@
-"""Room on disks: for what is downloaded and built, and for the engine's images."""
+"""Room on disks: for what is downloaded and built, and for the engine's images.
+
+Warnings: a node that only runs what it has needs no room, and the verbs that do say so themselves.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ def _room(space: Space, least: int, name: str, what: str) -> Answer | None:
         return None
     evidence = f"{gigabytes(space.free)} free, {gigabytes(least)} needed for a full image"
     if space.writable is False and name == "cache":
-        return trouble("missing", "cache-readonly", f"{what} cannot be written", evidence)
+        return trouble("warning", "cache-readonly", f"{what} cannot be written", evidence)
     if space.free < least:
-        return trouble("missing", f"disk-{name}", f"too little room for {what}", evidence)
+        return trouble("warning", f"disk-{name}", f"too little room for {what}", evidence)
     return ok(f"room for {what}", evidence)
 
 

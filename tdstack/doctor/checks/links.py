@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tdstack.doctor.answer import Answer, Check, ok, trouble, unknown
-from tdstack.doctor.check import Severity
 from tdstack.doctor.hardware import Gpu, Pair
 from tdstack.doctor.host import Host, name_of, names_of, some
 
@@ -53,10 +52,14 @@ def nvlink(host: Host) -> Answer | None:
     short = [(gpu, need) for gpu in judged if _active(gpu) < (need := _needed(host, gpu))]
     if short:
         evidence = some(_short(gpu, need) for gpu, need in short)
+        disabled = (host.facts.driver.parameters or {}).get("NvLinkDisable") == "1"
+        evidence += "; NVreg_NvLinkDisable=1" if disabled else ""
+        if not host.several:
+            # A container or a virtual machine with one GPU has its links off.
+            what = "NVLinks of the only GPU are off"
+            return trouble("note", "nvlink-alone", what, evidence)
         what = "NVLinks are down"
-        # A GPU that was given to a virtual machine alone has its links off.
-        severity: Severity = "failure" if host.several else "note"
-        return trouble(severity, "nvlink", what, evidence, gpus=names_of(g for g, _ in short))
+        return trouble("failure", "nvlink", what, evidence, gpus=names_of(g for g, _ in short))
     counts = sorted({_active(gpu) for gpu in judged} - {0})
     if not counts:
         return None
@@ -163,9 +166,10 @@ def switches(host: Host) -> Answer | None:
 def manager(host: Host) -> Answer | None:
     """Judge the service without which NVSwitches carry nothing."""
     fabric = host.facts.fabric
-    if not fabric.switches or host.inside:
-        return None
     running = fabric.manager_running
+    # A virtual machine may have its GPUs' fabric managed from outside.
+    if not host.switched or host.inside or not (fabric.switches or running):
+        return None
     unit = f"service {fabric.unit or 'not known'}"
     if running is None:
         return unknown(host, "fabric.manager_running", "whether Fabric Manager runs is not known")
@@ -186,7 +190,7 @@ def manager(host: Host) -> Answer | None:
 def fabric_state(host: Host) -> Answer | None:
     """Judge whether every GPU was taken into the NVLink fabric."""
     known = [g for g in host.gpus if g.fabric_state not in (None, "not-supported")]
-    expected = [g for g in host.gpus if host.kind(g).fabric and host.facts.fabric.switches]
+    expected = [g for g in host.gpus if host.kind(g).fabric and host.switched]
     if not known and expected:
         return unknown(
             host, "gpus.fabric_state", "whether GPUs joined the NVLink fabric is not known"
@@ -213,7 +217,7 @@ def fabric_state(host: Host) -> Answer | None:
 def multicast(host: Host) -> Answer | None:
     """Judge whether NVSwitches can add and spread for the GPUs, and may."""
     able = [gpu for gpu in host.gpus if host.kind(gpu).multicast and host.several]
-    if not able or not host.facts.fabric.switches:
+    if not able or not host.switched:
         return None
     off = [
         f"{k}={v}" for k, v in (host.facts.environment or {}).items() if v.lower() in OFF.get(k, ())

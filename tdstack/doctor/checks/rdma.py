@@ -17,6 +17,10 @@ def devices(host: Host) -> Answer | None:
         return None
     if host.facts.rdma is None:
         return unknown(host, "rdma", "the RDMA devices are not known")
+    shut = [device.name or "?" for device in host.facts.rdma if device.usable is False]
+    if shut:
+        what = "RDMA devices of the host may not be opened here"
+        return trouble("warning", "rdma-shut", what, some(shut))
     if not host.ports:
         what = "no RDMA device: one node alone, or sockets between nodes"
         return trouble("note", "rdma-none", what, "/sys/class/infiniband is empty or missing")
@@ -38,9 +42,17 @@ def ports(host: Host) -> Answer | None:
         return ok(f"all {len(known)} ports are active", some(_rate(n, p) for n, p in known))
     evidence = some(f"{name}: {port.state} {port.physical or ''}".strip() for name, port in down)
     evidence = f"{len(down)} of {len(known)} ports: {evidence}"
-    rails = [port for _, port in down if port.layer == "InfiniBand"]
-    severity: Severity = "failure" if rails or len(down) == len(known) else "warning"
+    dead = any(port.layer == "InfiniBand" and _is_rail(host, name) for name, port in down)
+    severity: Severity = "failure" if dead or len(down) == len(known) else "warning"
     return trouble(severity, "rdma-port", "RDMA ports are down", evidence, port=down[0][0])
+
+
+def _is_rail(host: Host, name: str) -> bool:
+    """Return whether others of its board are active, and no other port of its own card."""
+    boards = {device.name or "?": device.board for device in host.facts.rdma or ()}
+    own = name.partition("/")[0]
+    active = {other.partition("/")[0] for other, port in host.ports if _up(port)}
+    return own not in active and any(boards[other] == boards[own] for other in active)
 
 
 def rates(host: Host) -> Answer | None:

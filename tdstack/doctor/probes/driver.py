@@ -19,6 +19,7 @@ CONCERNED = re.compile(
     r"^(nvidia|nouveau|nova_core|gdrdrv|nv_peer_mem|ib_|rdma_|iw_|mlx|irdma|bnxt_re|efa$|vfio|"
     r"iommufd|fuse$|overlay$|squashfs$|xpmem|knem)"
 )
+NODES = re.compile(r"^(nvidia|gdrdrv$|infiniband$|dxg$)")
 LIBRARIES = (
     *("libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-ptxjitcompiler.so.1"),
     *("libibverbs.so.1", "libmlx5.so.1", "librdmacm.so.1", "libgdrapi.so.2", "libfabric.so.1"),
@@ -39,7 +40,7 @@ def driver(tree: Tree) -> Part:
         version=stated.group(1) if stated else tree.text("sys/module/nvidia/version"),
         kind=kind,
         parameters=_parameters(tree),
-        devices=None if nodes is None else tuple(n for n in nodes if n.startswith("nvidia")),
+        devices=None if nodes is None else tuple(filter(NODES.match, nodes)),
         persistenced=process_runs(tree, "nvidia-persistenced"),
     )
     if not loaded:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from tdstack.doctor.facts import Engine
@@ -25,6 +28,7 @@ OTHERS = {
 BINARIES = ("usr/bin", "usr/local/bin", "usr/sbin", "bin")
 PACKAGE = "the Python package docker is not installed: pip install docker"
 # containers-storage.conf(5): where podman and buildah keep images.
+STORAGE_FILES = ("etc/containers/storage.conf", "usr/share/containers/storage.conf")
 STORAGE_ROOT, STORAGE_USER = "var/lib/containers/storage", ".local/share/containers/storage"
 
 
@@ -86,7 +90,11 @@ def _docker(
     if not installed and not remote and not tree.has("run/docker.sock"):
         return Engine(name="docker", installed=False, works=False)
     try:
-        return docker_engine(*ask())
+        found = docker_engine(*ask())
+        if found.root and not tree.path(found.root.lstrip("/")).is_dir():
+            part.unknown("spaces.engine", "Docker's folder is on another host, or for root alone")
+            return replace(found, root=None)
+        return found
     except ImportError:
         part.unknown("container.engines.docker", PACKAGE)
         return Engine(name="docker", installed=installed)
@@ -102,7 +110,16 @@ def _program(tree: Tree, name: str) -> bool:
 
 
 def _containers_storage(tree: Tree) -> str | None:
-    if os.geteuid() == 0:
+    named = tree.environment.get("CONTAINERS_STORAGE_CONF", "").lstrip("/")
+    root = os.geteuid() == 0
+    # Others than root have settings of their own, and not those of the system.
+    for place in filter(None, (named, *(STORAGE_FILES if root else ()))):
+        with suppress(tomllib.TOMLDecodeError):
+            storage = tomllib.loads(tree.text(place) or "").get("storage")
+            graph = storage.get("graphroot") if isinstance(storage, dict) else None
+            if isinstance(graph, str) and graph:
+                return graph
+    if root:
         return f"/{STORAGE_ROOT}"
     home = tree.environment.get("HOME")
     return f"{home}/{STORAGE_USER}" if home else None

@@ -19,6 +19,8 @@ _GROUPS = (
     (re.compile(r"/libpod-[0-9a-f]{12}"), "podman"),
     (re.compile(r"/lxc[./]"), "lxc"),
 )
+# The root of a container of containerd, CRI-O and their like (mountinfo, proc(5)).
+_OVERLAY = re.compile(r"^\S+ \S+ \S+ \S+ / .* - overlay .*/(?:containerd|containers|docker)/")
 
 
 def container_kind(tree: Tree) -> str:
@@ -39,8 +41,11 @@ def container_kind(tree: Tree) -> str:
             return kind
     first = tree.data("proc/1/environ") or b""
     named = [entry for entry in first.split(b"\0") if entry.startswith(b"container=")]
-    kind = named[0].partition(b"=")[2].decode("ascii", "replace") if named else ""
-    return kind if kind in ("docker", "podman", "lxc", "") else "other"
+    if named:
+        kind = named[0].partition(b"=")[2].decode("ascii", "replace")
+        return kind if kind in ("docker", "podman", "lxc") else "other"
+    # Other users than root cannot read that; the file system says it too.
+    return "other" if any(map(_OVERLAY.search, tree.lines("proc/self/mountinfo") or ())) else ""
 
 
 def process_runs(tree: Tree, name: str) -> bool | None:

@@ -19,6 +19,7 @@ FOLDERS = ("var/log/journal", "run/log/journal")
 # Journals of months can be gigabytes; the newest files hold this boot.
 MOST = 512 << 20
 SIGNATURE, PREFIX = b"LPKSHHRH", b"MESSAGE="
+KERNEL = b"_TRANSPORT=kernel"
 COMPACT = 1 << 4  # HEADER_INCOMPATIBLE_COMPACT
 DATA, ENTRY, ENTRY_ARRAY = 1, 3, 6
 
@@ -32,7 +33,7 @@ class Message:
 
 
 def journal_messages(tree: Tree, word: bytes) -> list[Message] | None:
-    """Return this boot's messages that contain `word`; None where no journal can be read."""
+    """Return the kernel's messages of this boot that contain `word`; None without a journal."""
     boot = (tree.text("proc/sys/kernel/random/boot_id") or "").replace("-", "")
     files = _files(tree)
     if not files or len(boot) != 32:
@@ -55,7 +56,7 @@ def journal_messages(tree: Tree, word: bytes) -> list[Message] | None:
 
 
 def messages_of(data: bytes | mmap.mmap, word: bytes, boot: bytes, now: float) -> Iterator[Message]:
-    """Yield the messages of one file that contain `word` and were logged in a boot. Pure.
+    """Yield the kernel's messages of one file and one boot that contain `word`. Pure.
 
     Compressed messages are passed over: only those of 512 bytes and more are.
     """
@@ -77,7 +78,8 @@ def messages_of(data: bytes | mmap.mmap, word: bytes, boot: bytes, now: float) -
         start = offset + size
         for entry in _entries(data, offset, compact):
             seconds = _seconds(data, entry, boot)
-            if seconds is not None:
+            # Anybody may log these words; only the kernel's own are a fault.
+            if seconds is not None and KERNEL in _items(data, entry, compact):
                 yield Message(text, max(0.0, now - seconds))
 
 
@@ -101,6 +103,17 @@ def _seconds(data: bytes | mmap.mmap, entry: int, boot: bytes) -> float | None:
     if entry + 64 > len(data) or data[entry] != ENTRY or data[entry + 40 : entry + 56] != boot:
         return None
     return float(struct.unpack_from("<Q", data, entry + 24)[0]) / 1e6
+
+
+def _items(data: bytes | mmap.mmap, entry: int, compact: bool) -> Iterator[bytes]:
+    """Yield the beginnings of an entry's fields, such as `_TRANSPORT=kernel`."""
+    (size,) = struct.unpack_from("<Q", data, entry + 8)
+    width, form, payload = (4, "<I", 72) if compact else (16, "<Q", 64)
+    for at in range(entry + 64, min(entry + size, len(data) - width + 1), width):
+        (item,) = struct.unpack_from(form, data, at)
+        if item + payload <= len(data) and data[item] == DATA:
+            (length,) = struct.unpack_from("<Q", data, item + 8)
+            yield bytes(data[item + payload : item + min(length, payload + 64)])
 
 
 def _files(tree: Tree) -> list[Path]:

@@ -22,6 +22,7 @@ LINE = re.compile(
     r"|nvidia-nvswitch\d+: SXid \((?:PCI:)?(?P<switch>[0-9a-fA-F:.]+)\): (?P<scode>\d+),?\s*"
     r"(?P<stext>.*)"
 )
+KERNEL = frozenset("01234567")  # syslog(2): eight levels of facility 0
 # Whose process it was is nobody's business in a record.
 _PROCESS = re.compile(r"\b(pid|name|Ch|channel)\s*=?\s*('[^']*'|<[^>]*>|[^,\s]*)\s*,?\s*")
 
@@ -78,13 +79,14 @@ def ring_buffer(tree: Tree) -> tuple[list[Logged] | None, str]:
 def lines_of(records: Iterable[str], now_s: float) -> list[Logged]:
     """Return the lines of records of /dev/kmsg (Documentation/ABI/testing/dev-kmsg). Pure.
 
-    A record is `priority,sequence,microseconds since boot,flags;text`.
+    A record is `priority,sequence,microseconds since boot,flags;text`. What a program wrote there
+    has another facility than the kernel's 0 in the priority, and is passed over.
     """
     found = []
     for record in records:
         head, mark, text = record.partition(";")
         words = head.split(",")
-        if mark and len(words) >= 3 and words[2].isdigit():
+        if mark and len(words) >= 3 and words[2].isdigit() and words[0] in KERNEL:
             found.append(Logged(text, max(0.0, now_s - int(words[2]) / 1e6)))
     return found
 

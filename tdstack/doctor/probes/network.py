@@ -2,115 +2,95 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable
 
 from tdstack.doctor.facts import Interface, Network, Route
 from tdstack.doctor.probes.part import Part
-from tdstack.doctor.probes.tree import Tree
+from tdstack.doctor.probes.tree import Tree, number
 
 NETWORKS = "sys/class/net"
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8
 RTF_UP, RTF_REJECT = 0x1, 0x200
-# Addresses that documentation keeps free (RFC 5737, RFC 3849): a socket that is connected to
-# one shows the route out, and sends nothing.
-OUTSIDE = (("AF_INET", "192.0.2.1"), ("AF_INET6", "2001:db8::1"))
-Addresses = Mapping[str, frozenset[str]]
+SIOCGIFADDR = 0x8915  # netdevice(7)
+# Of /proc/net/if_inet6: an address that reaches beyond its link (RFC 4291, 2.7).
+LINK_LOCAL = 0x20
 
 
-def own_addresses() -> Addresses:
-    """Return the addresses of this host's interfaces, as the smoke tests find them.
-
-    Raises: ImportError where smoke_tests/ is not beside the package.
-    """
-    from smoke_tests.interfaces import addresses
-
-    return addresses()
-
-
-def way_out() -> tuple[str, str]:
-    """Return interface and family of a connection to the outside; empty without a route.
-
-    Raises: ImportError where smoke_tests/ is not beside the package.
-    """
-    from smoke_tests.interfaces import link_to
-
-    for family, address in OUTSIDE:
+def ipv4_of(name: str) -> str | None:
+    """Return an interface's IPv4 address, or None where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            return link_to(address, 9).interface, family
-        except OSError:  # no route of this family
-            continue
-    return "", ""
+            answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+        except OSError:
+            return None
+    return socket.inet_ntoa(answer[20:24])
 
 
-def network(
-    tree: Tree,
-    addresses: Callable[[], Addresses] = own_addresses,
-    route_out: Callable[[], tuple[str, str]] = way_out,
-) -> Part:
+def network(tree: Tree, ipv4: Callable[[str], str | None] = ipv4_of) -> Part:
     """Read /sys/class/net and the kernel's routes, and ask for this host's own addresses."""
     part = Part()
     names = tree.names(NETWORKS)
     if names is None:
         part.unknown("network.interfaces", "/sys/class/net cannot be read")
-    known: Addresses | None = None
-    interface: str | None = None
-    family: str | None = None
-    try:
-        known = addresses()
-        interface, family = route_out()
-    except (ImportError, OSError) as error:
-        part.unknown("network.interfaces.families", f"{type(error).__name__}: {error}")
-        part.unknown("network.bootstrap_interface", f"{type(error).__name__}: {error}")
+    six = ipv6_interfaces(tree.lines("proc/net/if_inet6") or [])
     held = [name for name in names or () if tree.has(f"{NETWORKS}/{name}/flags")]
+    found = tuple(_interface(tree, name, ipv4(name), name in six) for name in held)
+    routes = default_routes(tree.lines("proc/net/route"), tree.lines("proc/net/ipv6_route"))
+    if routes is None:
+        part.unknown("network.default_routes", "/proc/net cannot be read")
+    first = routes[0] if routes else Route("", "")
     part.sections["network"] = Network(
-        interfaces=None if names is None else tuple(_interface(tree, n, known) for n in held),
-        default_routes=default_routes(
-            tree.lines("proc/net/route"), tree.lines("proc/net/ipv6_route")
-        ),
-        bootstrap_interface=interface,
-        bootstrap_family=family,
+        interfaces=None if names is None else found,
+        default_routes=routes,
+        bootstrap_interface=None if routes is None else first.interface,
+        bootstrap_family=None if routes is None else first.family,
         host_resolves=_resolves(),
     )
     return part
 
 
-def families_of(addresses: frozenset[str]) -> tuple[str, ...]:
-    """Return the families of addresses that other hosts can reach. Pure."""
-    far = {a for a in addresses if not a.startswith(("fe80:", "169.254."))}
-    six = {address for address in far if ":" in address}
-    return (*(("AF_INET",) if far - six else ()), *(("AF_INET6",) if six else ()))
+def ipv6_interfaces(lines: list[str]) -> frozenset[str]:
+    """Return the interfaces with an IPv6 address that other links reach. Pure."""
+    rows = [words for words in map(str.split, lines) if len(words) == 6]
+    return frozenset(words[5] for words in rows if number(words[3], 16) != LINK_LOCAL)
 
 
 def default_routes(four: list[str] | None, six: list[str] | None) -> tuple[Route, ...] | None:
-    """Return the default routes in lines of /proc/net/route and /proc/net/ipv6_route. Pure."""
+    """Return the default routes in lines of /proc/net/route and /proc/net/ipv6_route. Pure.
+
+    IPv4 comes first, as NVSHMEM and NCCL ask for it first; then the lowest metric.
+    """
     if four is None and six is None:
         return None
     found = []
     for line in (four or [])[1:]:
         words = line.split()
-        # Interface, destination, gateway, flags, three counters, mask: all hexadecimal.
+        # Interface, destination, gateway, flags, two counters, metric, mask.
         if len(words) > 7 and words[1] == words[7] == "00000000" and _up(words[3]):
-            found.append(Route("AF_INET", words[0]))
+            found.append((0, number(words[6]) or 0, Route("AF_INET", words[0])))
     for line in six or []:
         words = line.split()
+        # Destination, its length, source, its length, gateway, metric, two counters, flags.
         if len(words) > 9 and set(words[0]) == {"0"} and words[1] == "00" and _up(words[8]):
-            found.append(Route("AF_INET6", words[9]))
-    return tuple(dict.fromkeys(found))
+            found.append((1, number(words[5], 16) or 0, Route("AF_INET6", words[9])))
+    ordered = sorted(found, key=lambda entry: entry[:2])
+    return tuple(dict.fromkeys(route for _, _, route in ordered))
 
 
 def _up(flags: str) -> bool:
-    try:
-        value = int(flags, 16)
-    except ValueError:
-        return False
+    value = number(flags, 16) or 0
     return bool(value & RTF_UP) and not value & RTF_REJECT
 
 
-def _interface(tree: Tree, name: str, known: Addresses | None) -> Interface:
+def _interface(tree: Tree, name: str, four: str | None, six: bool) -> Interface:
     folder = f"{NETWORKS}/{name}"
     flags = tree.number(f"{folder}/flags", 16)
     speed = tree.number(f"{folder}/speed")
+    far = four is not None and not four.startswith("169.254.")
+    families = (*(("AF_INET",) if far else ()), *(("AF_INET6",) if six else ()))
     return Interface(
         name=name,
         up=None
@@ -120,7 +100,7 @@ def _interface(tree: Tree, name: str, known: Addresses | None) -> Interface:
         virtual=not tree.has(f"{folder}/device"),
         mtu=tree.number(f"{folder}/mtu"),
         speed_mbps=speed if speed is not None and speed >= 0 else None,
-        families=None if known is None else families_of(known.get(name, frozenset())),
+        families=families,
     )
 
 

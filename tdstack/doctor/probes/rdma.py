@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from tdstack.doctor.hardware import Rdma, RdmaPort
@@ -33,8 +34,18 @@ def _device(tree: Tree, name: str) -> Rdma:
         driver=_last(tree.target(f"{folder}/device/driver")),
         pci=_last(tree.target(f"{folder}/device")),
         numa_node=tree.number(f"{folder}/device/numa_node"),
+        usable=_usable(tree, name),
         ports=tuple(_port(tree, folder, port) for port in sorted(ports, key=int)),
     )
+
+
+def _usable(tree: Tree, name: str) -> bool:
+    nodes = tree.names("sys/class/infiniband_verbs")
+    if nodes is None:
+        return False  # ib_uverbs is not loaded
+    own = [node for node in nodes if tree.text(f"sys/class/infiniband_verbs/{node}/ibdev") == name]
+    places = [tree.path(f"dev/infiniband/{node}") for node in own]
+    return any(os.access(place, os.R_OK | os.W_OK) for place in places)
 
 
 def _port(tree: Tree, device: str, name: str) -> RdmaPort:
