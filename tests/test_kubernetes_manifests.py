@@ -77,13 +77,21 @@ def containers(manifest: str) -> Iterator[dict[str, Any]]:
     yield from [*spec.get("initContainers", []), *spec["containers"]]
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS)
-def test_every_schema_there_is_takes_them(manifest: str) -> None:
-    assert [d["kind"] for d in documents(manifest)] == KINDS[manifest]
+@pytest.fixture
+def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parse a version's definitions once, and not for every document."""
+    read = lru_cache(maxsize=32)(kubernetes_validate.utils.schema_contents)
+    monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", read)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.usefixtures("read_once")
+def test_every_schema_there_is_takes_them(version: str) -> None:
     assert len(VERSIONS) >= 8
-    for options in (OPTIONS, Options(server_image=SERVER)):
-        for document in documents(manifest, options):
-            for version in VERSIONS:
+    for manifest in MANIFESTS:
+        assert [d["kind"] for d in documents(manifest)] == KINDS[manifest]
+        for options in (OPTIONS, Options(server_image=SERVER)):
+            for document in documents(manifest, options):
                 kubernetes_validate.validate(document, version, strict=True)
 
 
