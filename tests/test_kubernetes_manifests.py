@@ -36,7 +36,7 @@ from tests.test_cluster import CLUSTER, DIGEST
 
 SERVER = "registry.example/team/sglang@sha256:" + "ab" * 32
 OPTIONS = Options(server_image=SERVER, runtime_class="nvidia", pull_secret="registry")
-VERSIONS: list[str] = kubernetes_validate.utils.all_versions()
+VERSIONS: list[str] = [*dict.fromkeys(kubernetes_validate.utils.all_versions())]
 KINDS = {
     "namespace": ["Namespace", "NetworkPolicy"],
     "node-check": [

@@ -24,7 +24,7 @@ _FORMS: Final = {
     "tolerate": r"[A-Za-z0-9 ,._-]*",
     "taint": r"on|off",
     "kind": r"gpu|cpu",
-    "model": r"[\w.-]+(/[\w.-]+)*",
+    "model": r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*",
     "models_claim": _NAME,
 }
 _RANGES: Final = {
