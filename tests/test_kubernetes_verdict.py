@@ -63,7 +63,8 @@ def test_a_node_is_unfit_for_what_is_bad_and_for_nothing_else(
     expected = "unfit" if bad else "ready" if code == 0 else "unknown"
     assert verdict.state == expected
     if bad:
-        assert verdict.reason == label_value(bad[0]["check"])
+        first = sorted(bad, key=lambda one: one["check"] == "line")[0]
+        assert verdict.reason == label_value(first["check"])
         assert len(verdict.text) <= MAX_TEXT
     tolerated = {one["check"] for one in bad}
     mild = judge([ended(json.dumps({"findings": found}), code)], tolerated)
@@ -80,6 +81,10 @@ def test_of_several_checks_the_worst_counts() -> None:
     assert judge([fine, broken]).state == "unknown"
     assert judge([other, bad]) == Verdict("unfit", "nvshmem", "nvshmem: two; acs: on")
     assert judge([fine]) == Verdict("ready")
+    line = {"check": "line", "severity": "missing", "what": "12.4 does not run"}
+    driver = {"check": "driver", "severity": "missing", "what": "none"}
+    told = judge([ended(json.dumps({"findings": [line, driver]}), 3)])
+    assert told == Verdict("unfit", "driver", "driver: none; line: 12.4 does not run")
 
 
 @given(st.text(max_size=200))

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 State = Literal["ready", "unfit", "unknown"]
 BAD: Final = ("failure", "missing")
 """Severities of the doctor's findings that make a node unfit."""
+CONSEQUENCE: Final = "line"
 MAX_VALUE: Final = 63
 """Characters of a label's or a taint's value (Kubernetes, `validation.IsValidLabelValue`)."""
 MAX_TEXT: Final = 1500
@@ -78,6 +79,8 @@ def _judge_one(ended: Ended, tolerated: Collection[str]) -> Verdict:
         return Verdict("unknown", label_value(f"{ended.name}-broke"), text)
     counting = [(check, text) for check, text in bad if check not in tolerated]
     if counting:
+        # That no line runs follows from another finding, which says more in one word.
+        counting.sort(key=lambda finding: finding[0] == CONSEQUENCE)
         texts = "; ".join(f"{check}: {text}" for check, text in counting)
         return Verdict("unfit", label_value(counting[0][0]), texts)
     if ended.code == 0 or bad:
