@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from tdstack.kubernetes.api import NodeApi
 from tdstack.kubernetes.patch import Checked
@@ -76,6 +77,20 @@ def test_kubectl_takes_every_manifest(kubectl: Kubectl, manifest: str) -> None:
     last = "kubectl.kubernetes.io/last-applied-configuration"
     for item in items:
         assert len(item["metadata"]["annotations"][last]) < 262_144
+
+
+def test_what_is_rendered_is_a_resource_for_kustomize(kubectl: Kubectl, tmp_path: Path) -> None:
+    (tmp_path / "smoke.yaml").write_text(text_of("smoke"))
+    (tmp_path / "kustomization.yaml").write_text(
+        "resources: [smoke.yaml]\ncommonAnnotations: {team: serving}\n"
+    )
+    built = [*yaml.safe_load_all(kubectl("kustomize", str(tmp_path)))]
+    assert sorted(d["kind"] for d in built) == sorted(KINDS["smoke"])
+    assert {d["metadata"]["annotations"]["team"] for d in built} == {"serving"}
+    job = next(d for d in built if d["kind"] == "Job")
+    # kustomize takes YAML's anchors apart.
+    for one in job["spec"]["template"]["spec"]["initContainers"]:
+        assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_kubectl_and_the_agent_change_one_node(kubectl: Kubectl, api: KubeApi) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -321,6 +322,30 @@ def test_the_script_prints_what_kubectl_takes(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == text_of("smoke", Options(gpus=4, resources=("rdma/hca=1",)))
+
+
+def test_what_reads_the_gpus_comes_from_the_checkouts_environment(tmp_path: Path) -> None:
+    copy = tmp_path / "checkout"
+    for folder in ("tdstack", "smoke_tests", "scripts"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    shutil.copy(ROOT / "versions.lock", copy)
+    file = tmp_path / "cluster.env"
+    write(file, CLUSTER)
+    command = ["python3", "-S", str(copy / FOLDER / "render"), str(file), "node-check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "run scripts/bootstrap.sh" in done.stderr
+    site = copy / ".venv/lib/python3.11/site-packages"
+    site.mkdir(parents=True)
+    (site / "pynvml.py").write_text("# reads GPUs\n")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    config_map = next(d for d in yaml.safe_load_all(done.stdout) if d["kind"] == "ConfigMap")
+    data = b64decode(config_map["binaryData"]["files.tar.gz"])
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert {"pynvml.py", "versions.lock", "tdstack/doctor/thresholds.toml"} <= {
+            *archive.getnames()
+        }
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def agent_files(root: Path) -> Packed:
     for folder in {Path(name).parent for name in files}:
         files |= {str(p.relative_to(root)) for p in (root / folder).glob("*.toml")}
     held = {name: (root / name).read_bytes() for name in files}
-    held["pynvml.py"] = _module("pynvml", "nvidia-ml-py").read_bytes()
+    held["pynvml.py"] = _nvml(root).read_bytes()
     held[LOCK] = _lines(root)
     return pack(held)
 
@@ -157,11 +157,13 @@ def _imports(path: Path, package: str) -> Iterable[str]:
             yield from (".".join([*parts, alias.name]) for alias in node.names)
 
 
-def _module(name: str, distribution: str) -> Path:
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:
-        raise HostError(
-            f"{distribution} is not installed here, and pods need it",
-            remedy="use the checkout's own Python: .venv/bin/python scripts/kubernetes/render ...",
-        )
-    return Path(found.origin)
+def _nvml(root: Path) -> Path:
+    found = importlib.util.find_spec("pynvml")
+    if found is not None and found.origin is not None:
+        return Path(found.origin)
+    for path in sorted(root.glob(".venv/lib/python3*/site-packages/pynvml.py")):
+        return path
+    raise HostError(
+        "nvidia-ml-py is not installed here, and pods need it",
+        remedy="run scripts/bootstrap.sh, which puts it into .venv",
+    )
