@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 
 from tdstack.doctor.check import Finding
-from tdstack.doctor.checks import checks, lines
 from tdstack.doctor.facts import Facts
-from tdstack.doctor.load import load
 from tdstack.doctor.show import Diagnosis, line_rows, rows_of, summary, told
 from tdstack.doctor.verb import Options, doctor, facts_of
 from tdstack.errors import HostError, UsageError
 from tests.conftest import ROOT
-from tests.test_doctor_facts import RECORDS
 
 HOSTS = ROOT / "tests/data/hosts"
 GPULESS = not Path("/proc/driver/nvidia").exists() and not Path("/dev/nvidiactl").exists()
@@ -38,24 +34,6 @@ def run(*arguments: str, where: Path = ROOT, **variables: str) -> subprocess.Com
 def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "invoke", "doctor", *arguments]
     return subprocess.run(words, capture_output=True, text=True, timeout=180, cwd=ROOT)
-
-
-@given(RECORDS)
-@settings(max_examples=30, deadline=None)
-def test_whatever_a_record_holds_it_can_be_judged(data: object) -> None:
-    facts = load(data)
-    diagnosis = Diagnosis(facts, checks(facts), lines(facts))
-    assert diagnosis.code in (0, 1, 3)
-    told_ = json.loads(json.dumps(diagnosis.as_dict()))
-    assert {finding["severity"] for finding in told_["findings"]} <= {
-        *("ok", "note", "warning", "failure", "missing", "unknown"),
-    }
-    for finding in diagnosis.findings:
-        if finding.severity in ("failure", "missing", "warning"):
-            assert finding.remedy, finding
-    rows_of(diagnosis.findings)
-    line_rows(diagnosis.lines)
-    summary(diagnosis)
 
 
 @pytest.mark.skipif(not GPULESS, reason="this machine has a GPU's driver")
