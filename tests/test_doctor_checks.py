@@ -119,6 +119,13 @@ def _fault(source: str, code: int, age: float | None, text: str | None = None) -
         (_fault("gpu", 79, None), "xid", "failure"),
         (_fault("gpu", 31, 5.0), "xid", "note"),
         (_fault("gpu", 63, 5.0), "xid", "warning"),
+        (
+            _fault("gpu", 154, 5.0, "changed to 0x2 (Reset Required)"),
+            "xid",
+            "failure",
+        ),
+        (_fault("gpu", 154, 5.0, "changed to 0x0 (None)"), "xid", "warning"),
+        (_fault("gpu", 92, 5.0), "xid", "warning"),
         (_fault("switch", 22013, 5.0, "Non-fatal, Link 4"), "xid", "warning"),
         (_fault("switch", 22013, 5.0, "Fatal, Link 4"), "xid", "failure"),
         (_fault("switch", 31, 5.0), "xid", "warning"),

@@ -1,4 +1,4 @@
-"""The GPUs themselves: number, kind, modes, clocks, faults."""
+"""The GPUs themselves: number, kind, modes, clocks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tdstack.doctor.answer import Answer, Check, ok, trouble, unknown
 from tdstack.doctor.check import Severity
-from tdstack.doctor.hardware import Gpu, Xid
+from tdstack.doctor.hardware import Gpu
 from tdstack.doctor.host import Host, name_of, names_of, some
 from tdstack.doctor.verdicts import arch
 
@@ -190,46 +190,6 @@ def power(host: Host) -> Answer | None:
     return ok("power limits are the default or more", f"{known[0][1]:g} W")
 
 
-def xid(host: Host) -> Answer | None:
-    """Judge the faults that the driver logged."""
-    found = host.facts.xids
-    if found is None:
-        return unknown(host, "xids", "the kernel's log could not be read") if host.gpus else None
-    if not host.gpus and not found:
-        return None
-    known = host.thresholds.xid
-    grave = [x for x in found if _recent(host, x) and (x.code in known.failure or _fatal(x))]
-    if grave:
-        what = "the driver logged faults of a GPU, a link or a switch"
-        return trouble("failure", "xid", what, some(map(_shown, grave)))
-    others = [x for x in found if x.source != "gpu" or x.code not in known.application]
-    if others:
-        recent = any(_recent(host, x) for x in others)
-        severity: Severity = "warning" if recent else "note"
-        what = "the driver logged faults" if recent else "the driver logged faults a while ago"
-        return trouble(severity, "xid", what, some(map(_shown, others)))
-    if found:
-        what = "the driver logged faults of programs"
-        return trouble("note", "xid-program", what, some(map(_shown, found)))
-    return ok("no Xid in the kernel's log")
-
-
-def _recent(host: Host, found: Xid) -> bool:
-    return found.age_s is None or found.age_s <= host.thresholds.limits.xid_age_s
-
-
-def _fatal(found: Xid) -> bool:
-    # NVSwitch's driver says of each fault whether it is fatal (Fabric Manager User Guide, SXid).
-    words = (found.text or "").lower()
-    return found.source == "switch" and "fatal" in words and "non-fatal" not in words
-
-
-def _shown(found: Xid) -> str:
-    name = "SXid" if found.source == "switch" else "Xid"
-    times = f" {found.count} times" if found.count and found.count > 1 else ""
-    return f"{name} {found.code} on {found.pci or '?'}{times}"
-
-
 CHECKS = (
     Check("gpus", "there are GPUs, and the driver shows all of the PCIe bus", there),
     Check("gpu-count", "a node has as many GPUs as its board", count),
@@ -241,5 +201,4 @@ CHECKS = (
     Check("clocks", "no GPU is slowed down by heat, power or a setting", clocks),
     Check("temperature", "no GPU is near the heat that slows it down", temperature),
     Check("power-limit", "power is not limited below the GPU's default", power),
-    Check("xid", "the driver logged no fault of a GPU, link or switch", xid),
 )

@@ -1,73 +1,11 @@
-"""Memory: that of the GPUs and its faults, and what the host lends of its own."""
+"""The host's memory: what ranks share, pin and open, and how the kernel hands it out."""
 
 from __future__ import annotations
 
 from tdstack.doctor.answer import Answer, Check, ok, trouble, unknown
 from tdstack.doctor.check import Severity
 from tdstack.doctor.facts import UNLIMITED
-from tdstack.doctor.host import Host, gigabytes, name_of, names_of, some
-
-
-def ecc_mode(host: Host) -> Answer | None:
-    """Judge whether error correction is on where the GPU has it."""
-    known = [gpu for gpu in host.gpus if gpu.ecc is not None and host.kind(gpu).ecc]
-    if not known:
-        return None
-    off = [gpu for gpu in known if not gpu.ecc]
-    if off:
-        evidence = f"off on GPUs {names_of(off)}"
-        what = "ECC is off: flipped bits go unseen"
-        return trouble("warning", "ecc-off", what, evidence, gpus=names_of(off))
-    turning = [gpu for gpu in known if gpu.ecc_pending is False]
-    if turning:
-        evidence = f"pending on GPUs {names_of(turning)}"
-        what = "ECC will be off after the next reset"
-        return trouble("warning", "ecc-off", what, evidence, gpus=names_of(turning))
-    return ok("ECC is on")
-
-
-def ecc_errors(host: Host) -> Answer | None:
-    """Judge errors that ECC could not correct."""
-    known = [
-        gpu
-        for gpu in host.gpus
-        if (gpu.ecc_uncorrected_volatile, gpu.ecc_uncorrected_aggregate) != (None, None)
-    ]
-    if not known:
-        return None
-    now = [gpu for gpu in known if gpu.ecc_uncorrected_volatile]
-    if now:
-        shown = some(f"GPU {name_of(g)}: {g.ecc_uncorrected_volatile}" for g in now)
-        what = "memory errors that could not be corrected, since the driver was loaded"
-        return trouble("failure", "ecc-errors", what, shown, gpus=names_of(now))
-    ever = [gpu for gpu in known if gpu.ecc_uncorrected_aggregate]
-    if ever:
-        shown = some(f"GPU {name_of(g)}: {g.ecc_uncorrected_aggregate}" for g in ever)
-        return trouble("note", "ecc-past", "memory errors in the GPUs' past, none since", shown)
-    return ok("no uncorrected memory error")
-
-
-def rows(host: Host) -> Answer | None:
-    """Judge rows or pages of memory that are to be replaced by spare ones."""
-    known = [
-        gpu
-        for gpu in host.gpus
-        if (gpu.remap_pending, gpu.remap_failed, gpu.retired_pending) != (None, None, None)
-    ]
-    if not known:
-        return None
-    failed = [gpu for gpu in known if gpu.remap_failed]
-    if failed:
-        what = "a row of memory could not be replaced: no spare one is left"
-        names = names_of(failed)
-        return trouble("failure", "row-remap-failed", what, f"GPUs {names}", gpus=names)
-    pending = [gpu for gpu in known if gpu.remap_pending or gpu.retired_pending]
-    if pending:
-        what = "bad memory is replaced at the next reset, and still in use"
-        names = names_of(pending)
-        return trouble("failure", "row-remap", what, f"pending on GPUs {names}", gpus=names)
-    replaced = sum(gpu.remap_uncorrected or 0 for gpu in known)
-    return ok("no memory waits to be replaced", f"{replaced} rows were, for uncorrected errors")
+from tdstack.doctor.host import Host, gigabytes
 
 
 def shm(host: Host) -> Answer | None:
@@ -153,9 +91,6 @@ def numa(host: Host) -> Answer | None:
 
 
 CHECKS = (
-    Check("ecc", "ECC is on where the GPU has it", ecc_mode),
-    Check("ecc-errors", "no memory error of a GPU was left uncorrected", ecc_errors),
-    Check("row-remap", "no bad memory of a GPU waits to be replaced", rows),
     Check("shm", "`/dev/shm` has room for what ranks share", shm),
     Check("tmp", "`/tmp` has room and can be written", tmp),
     Check("memlock", "memory may be pinned: with RDMA devices without limit", memlock),
