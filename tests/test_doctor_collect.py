@@ -79,6 +79,18 @@ def test_a_library_that_prints_does_not_spoil_the_answer(driver: Any) -> None:
     assert (answer.state, answer.sections["driver"]) == ("partial", {"nvml": "no-package"})
 
 
+def test_what_lies_in_the_current_folder_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json.py", "tomllib.py", "pynvml.py", "tdstack.py"):
+        (tmp_path / name).write_text("raise SystemExit('somebody else\\'s code ran')\n")
+    monkeypatch.chdir(tmp_path)
+    assert [answer.state for answer in ask_all([Question("limits"), Question("container")])] == [
+        *("ok", "ok"),
+    ]
+    assert one(Question("nvml")).state == "partial"
+
+
 @pytest.mark.parametrize("locale", ["C", "de_DE.ISO-8859-1", "ja_JP.eucJP", "tr_TR.UTF-8"])
 def test_the_locale_does_not_matter(locale: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LC_ALL", "LANG", "LANGUAGE"):

@@ -106,7 +106,8 @@ def ask(question: Question, root: str, running: set[subprocess.Popen[bytes]]) ->
     `running` holds its process for as long as it runs.
     """
     begin = time.monotonic()
-    command = [sys.executable, "-m", "tdstack.doctor.probes", root, question.probe]
+    # -P: a prolog runs as root, and what lies in the current folder must not be imported.
+    command = [sys.executable, "-P", "-m", "tdstack.doctor.probes", root, question.probe]
     path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
     environment = dict(os.environ) | {"PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
     if question.probe in ("nvml", "libcuda"):
