@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -148,6 +149,19 @@ def test_what_is_written_is_on_volumes_with_a_limit(manifest: str) -> None:
     assert "/tmp" in mounts
     used = {m["name"] for c in containers(manifest) for m in c["volumeMounts"]}
     assert used == set(volumes)
+
+
+@pytest.mark.parametrize("manifest", ["node-check", "smoke", "multi-node"])
+def test_tdstack_verify_can_write_where_it_looks(manifest: str) -> None:
+    # A volume over a folder above it would hide the one that the image has; verify misses it then.
+    recipe = tomllib.loads((ROOT / "images/triton/recipe.toml").read_text())
+    cache = recipe["env"]["TRITON_CACHE_DIR"]
+    for container in containers(manifest):
+        if container["name"] != "files":
+            places = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert cache in places
+            assert not {str(parent) for parent in Path(cache).parents} & places
+            assert {"name": "HOME", "value": "/tmp"} in container["env"]
 
 
 @pytest.mark.parametrize("manifest", ["smoke", "multi-node", "serving"])
