@@ -8,6 +8,7 @@ squashfs file where the scripts look inside. They need nothing that a real one d
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Final
@@ -128,5 +129,6 @@ class StandIns:
 
 
 def lacks_squashfs() -> bool:
-    """Return whether the programs that make and read squashfs files are missing."""
-    return not (shutil.which("mksquashfs") and shutil.which("unsquashfs"))
+    """Return whether what makes and reads squashfs files is missing; in CI that is a failure."""
+    found = shutil.which("mksquashfs") and shutil.which("unsquashfs")
+    return not found and "CI" not in os.environ

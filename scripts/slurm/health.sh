@@ -1,0 +1,162 @@
+# shellcheck shell=bash
+# The health check of a node, for prolog.sh, epilog.sh and healthcheck.sh: ask the doctor, and drain
+# the node if it says that something is broken or missing (docs/slurm.md#health-checks).
+#
+# A prolog that fails or hangs takes a node away, so this script is careful: a doctor that does not
+# answer, or answers with something else than a report, is told to the log and drains nothing; all of
+# it ends within TDSTACK_HEALTH_LIMIT_S; Slurm is asked only where there is something to change.
+
+health_root=$(cd -- "${BASH_SOURCE[0]%/*}/../.." && pwd)
+# shellcheck source=scripts/lib/settings.sh
+. "$health_root/scripts/lib/settings.sh"
+# shellcheck source=scripts/slurm/node_state.sh
+. "$health_root/scripts/slurm/node_state.sh"
+
+# Slurm gives a prolog neither PATH nor a locale.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
+readonly HEALTH_KEYS=(TDSTACK_HEALTH_CUDA TDSTACK_HEALTH_PREFIX TDSTACK_HEALTH_LIMIT_S
+  TDSTACK_HEALTH_ONLY TDSTACK_HEALTH_IGNORE TDSTACK_HEALTH_PARTITIONS TDSTACK_HEALTH_DRAIN
+  TDSTACK_HEALTH_STATE TDSTACK_HEALTH_LOG TDSTACK_HEALTH_PATH TDSTACK_HEALTH_PYTHON
+  TDSTACK_HEALTH_SLURM_CONF)
+
+# What ask_doctor finds, and why read_settings fails.
+verdict='' reason='' health_problem=''
+
+health_log() {
+  local line="tdstack $health_name on $node: $*"
+  logger --tag tdstack-health -- "$line" 2>/dev/null || true
+  # slurmd's own log gets the output of a prolog that fails.
+  printf '%s\n' "$line" >&2
+  [[ -z ${TDSTACK_HEALTH_LOG:-} ]] \
+    || printf '%s %s\n' "$(date -u +%FT%TZ)" "$line" >>"$TDSTACK_HEALTH_LOG" || true
+}
+
+# within SECONDS COMMAND... : its exit code, 124 if it took longer. One that cannot even be killed,
+# as it waits for a broken device, is left behind.
+within() {
+  local seconds=$1 begin=$SECONDS code=0 child i
+  shift
+  timeout --kill-after=1 "$seconds" "$@" &
+  child=$!
+  for ((i = 0; i < (seconds + 2) * 10; i++)); do
+    kill -0 "$child" 2>/dev/null || break
+    sleep 0.1
+  done
+  if kill -0 "$child" 2>/dev/null; then return 124; fi
+  wait "$child" || code=$?
+  # 137 is also that of one who had to be killed, which timeout does not call late.
+  if ((code == 137 && SECONDS - begin >= seconds)); then code=124; fi
+  return "$code"
+}
+
+# remaining MOST : seconds until the limit, at most MOST, at least 1.
+remaining() {
+  local left=$((health_limit - SECONDS))
+  printf '%s' "$((left < 1 ? 1 : left < $1 ? left : $1))"
+}
+
+# Root runs what lies there: nobody else may write to it.
+check_owner() {
+  local path owner mode
+  ((EUID == 0)) || return 0
+  for path in "$@"; do
+    [[ -e $path ]] || continue
+    read -r owner mode < <(stat -L -c '%u %a' -- "$path")
+    if ((owner != 0)) || ((8#$mode & 8#022)); then
+      health_problem="root runs what is in $path, and others may write to it"
+      return 1
+    fi
+  done
+}
+
+read_settings() {
+  local file=${TDSTACK_HEALTH_CONF:-/etc/tdstack/slurm-health.env} wrong
+  health_limit=30
+  check_owner "$health_root" "$health_root/tdstack" "$health_root/.venv" "$file" || return 1
+  if [[ -e $file ]]; then
+    # load_settings ends its shell: once to see whether it does.
+    wrong=$(load_settings "$file" "${HEALTH_KEYS[@]}" 2>&1) || {
+      health_problem="${wrong//$'\n'/;}"
+      return 1
+    }
+    load_settings "$file" "${HEALTH_KEYS[@]}"
+  fi
+  [[ -z ${TDSTACK_HEALTH_PATH:-} ]] || PATH=$TDSTACK_HEALTH_PATH:$PATH
+  [[ -z ${TDSTACK_HEALTH_SLURM_CONF:-} ]] || export SLURM_CONF=$TDSTACK_HEALTH_SLURM_CONF
+  health_python=${TDSTACK_HEALTH_PYTHON:-$health_root/.venv/bin/python}
+  health_state=${TDSTACK_HEALTH_STATE:-/var/lib/tdstack/slurm}
+  health_limit=${TDSTACK_HEALTH_LIMIT_S:-30}
+  if [[ ! $health_limit =~ ^(1[5-9]|[2-9][0-9]|[1-9][0-9]{2,3})$ ]]; then
+    health_problem="TDSTACK_HEALTH_LIMIT_S is no number of seconds from 15 on: $health_limit"
+    return 1
+  fi
+  if [[ ! -x $health_python ]]; then
+    health_problem="no Python at $health_python: run scripts/bootstrap.sh"
+    return 1
+  fi
+  # What a check writes is its own: a prolog and a health check may run at the same time.
+  if ! mkdir -p "$health_state" 2>/dev/null \
+    || ! health_work=$(mktemp -d "$health_state/.check.XXXXXX" 2>/dev/null); then
+    health_problem="cannot write to $health_state"
+    return 1
+  fi
+  trap 'rm -rf -- "$health_work"' EXIT
+}
+
+# Where the node is used for other partitions, only jobs of those that are named count.
+concerns_job() {
+  [[ -z ${TDSTACK_HEALTH_PARTITIONS:-} || -z ${SLURM_JOB_PARTITION:-} ]] \
+    || [[ ,$TDSTACK_HEALTH_PARTITIONS, == *,$SLURM_JOB_PARTITION,* ]]
+}
+
+# ask_doctor : set verdict to keep, drain or broken, and reason.
+ask_doctor() {
+  local code=0 doctor=(-m tdstack.doctor --json) report=$health_work/report.json judge
+  [[ -z ${TDSTACK_HEALTH_CUDA:-} ]] || doctor+=(--cuda "$TDSTACK_HEALTH_CUDA")
+  [[ -z ${TDSTACK_HEALTH_PREFIX:-} ]] || doctor+=(--prefix "$TDSTACK_HEALTH_PREFIX")
+  judge=(-m tdstack.slurm_health --only "${TDSTACK_HEALTH_ONLY:-}"
+    --ignore "${TDSTACK_HEALTH_IGNORE:-}")
+  # A clean environment: what a job's user has in theirs must not reach root's Python.
+  local clean=(env -i "PATH=$PATH" LC_ALL=C.UTF-8 HOME=/root PYTHONDONTWRITEBYTECODE=1)
+  cd "$health_root" || return 1
+  # Slurm needs up to 10 s of the limit.
+  within "$((health_limit - 10))" "${clean[@]}" "$health_python" "${doctor[@]}" \
+    >"$report" 2>"$health_work/stderr" </dev/null || code=$?
+  if ((code == 124)); then
+    verdict=broken reason="the doctor took longer than $((health_limit - 10)) s"
+    return
+  fi
+  within "$(remaining 10)" "${clean[@]}" "$health_python" "${judge[@]}" --code "$code" "$report" \
+    >"$health_work/verdict" 2>>"$health_work/stderr" </dev/null || true
+  read -r verdict reason <"$health_work/verdict" || true
+  mv -f -- "$report" "$health_state/$node.json"
+  [[ ${verdict:-} =~ ^(keep|drain|broken)$ ]] || {
+    verdict=broken
+    reason="the doctor's report could not be judged: $(tail -n 1 -- "$health_work/stderr")"
+  }
+}
+
+# health_main NAME : 1 if a prolog is to fail, for the node is bad; else 0.
+health_main() {
+  health_name=$1
+  node=$(uname -n)
+  node=${SLURMD_NODENAME:-${node%%.*}}
+  if ! read_settings; then
+    health_log "not checked: $health_problem"
+    return 0
+  fi
+  concerns_job || return 0
+  ask_doctor
+  case $verdict in
+    keep) undrain_ours ;;
+    broken) health_log "not checked: $reason" ;;
+    drain)
+      if [[ ${TDSTACK_HEALTH_DRAIN:-yes} != yes ]]; then
+        health_log "would drain: $reason"
+        return 0
+      fi
+      drain_for "$reason"
+      [[ $health_name != prolog ]]
+      ;;
+  esac
+}
