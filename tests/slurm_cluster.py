@@ -45,7 +45,7 @@ SelectType=select/linear
 SwitchType=switch/none
 MpiDefault=none
 SchedulerType=sched/builtin
-SchedulerParameters=nohold_on_prolog_fail,sched_min_interval=0,batch_sched_delay=0
+SchedulerParameters=nohold_on_prolog_fail,sched_min_interval=1,batch_sched_delay=0
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 ReturnToService=2

@@ -109,9 +109,39 @@ concerns_job() {
     || [[ ,$TDSTACK_HEALTH_PARTITIONS, == *,$SLURM_JOB_PARTITION,* ]]
 }
 
+# ask_once : ask_doctor, but one at a time: Slurm starts a health check whether or not the last one
+# has ended, and a prolog for each job. One that had to wait takes the answer to a question that was
+# asked after it came. verdict is busy for a health check that is not needed.
+ask_once() {
+  local came=${EPOCHREALTIME/[.,]/} began=0 lock=$health_state/$node.lock answer
+  exec {health_lock}>>"$lock"
+  if ! flock --nonblock "$health_lock"; then
+    if [[ $health_name == healthcheck ]]; then
+      verdict=busy
+      return
+    fi
+    # A doctor that cannot even be killed holds the lock on: only the first one waits for it.
+    if ! flock --timeout 1 "$health_lock"; then
+      read -r began <"$lock" || began=$came
+      if ((came - began > health_limit * 1000000)) \
+        || ! flock --timeout "$((health_limit - 11))" "$health_lock"; then
+        verdict=broken reason="a check of $(((came - began) / 1000000)) s ago has not ended"
+        return
+      fi
+    fi
+  fi
+  answer=$health_state/$node.verdict
+  if [[ -r $answer ]] && read -r began verdict reason <"$answer" && ((began >= came)); then return; fi
+  began=${EPOCHREALTIME/[.,]/}
+  printf '%s\n' "$began" >"$lock"
+  ask_doctor
+  printf '%s\n' "$began $verdict $reason" >"$health_work/answer"
+  mv -f -- "$health_work/answer" "$answer"
+}
+
 # ask_doctor : set verdict to keep, drain or broken, and reason.
 ask_doctor() {
-  local code=0 doctor=(-m tdstack.doctor --json) report=$health_work/report.json judge
+  local code=0 doctor=(-m tdstack.doctor --json) report=$health_work/report.json judge limit
   [[ -z ${TDSTACK_HEALTH_CUDA:-} ]] || doctor+=(--cuda "$TDSTACK_HEALTH_CUDA")
   [[ -z ${TDSTACK_HEALTH_PREFIX:-} ]] || doctor+=(--prefix "$TDSTACK_HEALTH_PREFIX")
   judge=(-m tdstack.slurm_health --only "${TDSTACK_HEALTH_ONLY:-}"
@@ -120,10 +150,12 @@ ask_doctor() {
   local clean=(env -i "PATH=$PATH" LC_ALL=C.UTF-8 HOME=/root PYTHONDONTWRITEBYTECODE=1)
   cd "$health_root" || return 1
   # Slurm needs up to 10 s of the limit.
-  within "$((health_limit - 10))" "${clean[@]}" "$health_python" "${doctor[@]}" \
+  limit=$((health_limit - 10 - SECONDS))
+  ((limit >= 5)) || limit=5
+  within "$limit" "${clean[@]}" "$health_python" "${doctor[@]}" \
     >"$report" 2>"$health_work/stderr" </dev/null || code=$?
   if ((code == 124)); then
-    verdict=broken reason="the doctor took longer than $((health_limit - 10)) s"
+    verdict=broken reason="the doctor took longer than $limit s"
     return
   fi
   within "$(remaining 10)" "${clean[@]}" "$health_python" "${judge[@]}" --code "$code" "$report" \
@@ -146,8 +178,9 @@ health_main() {
     return 0
   fi
   concerns_job || return 0
-  ask_doctor
+  ask_once
   case $verdict in
+    busy) ;;
     keep) undrain_ours ;;
     broken) health_log "not checked: $reason" ;;
     drain)
