@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.cluster_files import cluster_file
 from tests.slurm_cluster import NODES, Slurm, needs_slurm, running
 
 pytestmark = needs_slurm
@@ -320,6 +321,17 @@ def test_settings_reach_the_doctor(health: Health) -> None:
     assert health.asked("node1") == [f"-m tdstack.doctor --json --cuda 12.4 --prefix {prefix}"]
 
 
+def test_the_line_is_the_cluster_files(health: Health) -> None:
+    file = cluster_file(health.of("node1") / "cluster.env", TDSTACK_CUDA="12.8")
+    health.settings("node1", TDSTACK_HEALTH_CLUSTER=str(file))
+    health.check("node1")
+    assert health.asked("node1") == ["-m tdstack.doctor --json --cuda 12.8"]
+    cluster_file(file, TDSTACK_CUDA="12.8;reboot")
+    assert health.check("node1", "prolog") == 0
+    assert "not KEY=VALUE" in health.log("node1")
+    assert len(health.asked("node1")) == 1
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -337,6 +349,15 @@ def test_wrong_settings_drain_nothing(health: Health, line: str, said: str) -> N
         env={"SLURMD_NODENAME": "node1"}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, said in done.stderr) == (0, True), done.stderr
+    assert health.slurm.node("node1") == ("idle", "none")
+
+
+def test_a_check_that_breaks_drains_nothing(health: Health) -> None:
+    health.says("node1", BAD, code=1)
+    # A folder in place of the lock: the shell that would open it ends.
+    health.of("node1").joinpath("state", "node1.lock").mkdir(parents=True)
+    assert health.check("node1", "prolog") == 0
+    assert "the check itself ended with" in health.log("node1")
     assert health.slurm.node("node1") == ("idle", "none")
 
 

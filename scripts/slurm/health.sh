@@ -6,21 +6,17 @@
 # answer, or answers with something else than a report, is told to the log and drains nothing; all of
 # it ends within TDSTACK_HEALTH_LIMIT_S; Slurm is asked only where there is something to change.
 
-health_root=$(cd -- "${BASH_SOURCE[0]%/*}/../.." && pwd)
-# shellcheck source=scripts/lib/settings.sh
-. "$health_root/scripts/lib/settings.sh"
+# shellcheck source=scripts/slurm/health_settings.sh
+. "${BASH_SOURCE[0]%/*}/health_settings.sh"
 # shellcheck source=scripts/slurm/node_state.sh
 . "$health_root/scripts/slurm/node_state.sh"
 
 # Slurm gives a prolog neither PATH nor a locale.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
-readonly HEALTH_KEYS=(TDSTACK_HEALTH_CUDA TDSTACK_HEALTH_PREFIX TDSTACK_HEALTH_LIMIT_S
-  TDSTACK_HEALTH_ONLY TDSTACK_HEALTH_IGNORE TDSTACK_HEALTH_PARTITIONS TDSTACK_HEALTH_DRAIN
-  TDSTACK_HEALTH_STATE TDSTACK_HEALTH_LOG TDSTACK_HEALTH_PATH TDSTACK_HEALTH_PYTHON
-  TDSTACK_HEALTH_SLURM_CONF)
-
-# What ask_doctor finds, and why read_settings fails.
-verdict='' reason='' health_problem=''
+# By this code health_main tells a bad node from a check that broke.
+readonly BAD_NODE=10
+# What ask_doctor finds.
+verdict='' reason=''
 
 health_log() {
   local line="tdstack $health_name on $node: $*"
@@ -55,54 +51,6 @@ remaining() {
   printf '%s' "$((left < 1 ? 1 : left < $1 ? left : $1))"
 }
 
-# Root runs what lies there: nobody else may write to it.
-check_owner() {
-  local path owner mode
-  ((EUID == 0)) || return 0
-  for path in "$@"; do
-    [[ -e $path ]] || continue
-    read -r owner mode < <(stat -L -c '%u %a' -- "$path")
-    if ((owner != 0)) || ((8#$mode & 8#022)); then
-      health_problem="root runs what is in $path, and others may write to it"
-      return 1
-    fi
-  done
-}
-
-read_settings() {
-  local file=${TDSTACK_HEALTH_CONF:-/etc/tdstack/slurm-health.env} wrong
-  health_limit=30
-  check_owner "$health_root" "$health_root/tdstack" "$health_root/.venv" "$file" || return 1
-  if [[ -e $file ]]; then
-    # load_settings ends its shell: once to see whether it does.
-    wrong=$(load_settings "$file" "${HEALTH_KEYS[@]}" 2>&1) || {
-      health_problem="${wrong//$'\n'/;}"
-      return 1
-    }
-    load_settings "$file" "${HEALTH_KEYS[@]}"
-  fi
-  [[ -z ${TDSTACK_HEALTH_PATH:-} ]] || PATH=$TDSTACK_HEALTH_PATH:$PATH
-  [[ -z ${TDSTACK_HEALTH_SLURM_CONF:-} ]] || export SLURM_CONF=$TDSTACK_HEALTH_SLURM_CONF
-  health_python=${TDSTACK_HEALTH_PYTHON:-$health_root/.venv/bin/python}
-  health_state=${TDSTACK_HEALTH_STATE:-/var/lib/tdstack/slurm}
-  health_limit=${TDSTACK_HEALTH_LIMIT_S:-30}
-  if [[ ! $health_limit =~ ^(1[5-9]|[2-9][0-9]|[1-9][0-9]{2,3})$ ]]; then
-    health_problem="TDSTACK_HEALTH_LIMIT_S is no number of seconds from 15 on: $health_limit"
-    return 1
-  fi
-  if [[ ! -x $health_python ]]; then
-    health_problem="no Python at $health_python: run scripts/bootstrap.sh"
-    return 1
-  fi
-  # What a check writes is its own: a prolog and a health check may run at the same time.
-  if ! mkdir -p "$health_state" 2>/dev/null \
-    || ! health_work=$(mktemp -d "$health_state/.check.XXXXXX" 2>/dev/null); then
-    health_problem="cannot write to $health_state"
-    return 1
-  fi
-  trap 'rm -rf -- "$health_work"' EXIT
-}
-
 # Where the node is used for other partitions, only jobs of those that are named count.
 concerns_job() {
   [[ -z ${TDSTACK_HEALTH_PARTITIONS:-} || -z ${SLURM_JOB_PARTITION:-} ]] \
@@ -131,7 +79,9 @@ ask_once() {
     fi
   fi
   answer=$health_state/$node.verdict
-  if [[ -r $answer ]] && read -r began verdict reason <"$answer" && ((began >= came)); then return; fi
+  if [[ -r $answer ]] && read -r began verdict reason <"$answer" && ((began >= came)); then
+    return
+  fi
   began=${EPOCHREALTIME/[.,]/}
   printf '%s\n' "$began" >"$lock"
   ask_doctor
@@ -168,15 +118,28 @@ ask_doctor() {
   }
 }
 
-# health_main NAME : 1 if a prolog is to fail, for the node is bad; else 0.
-health_main() {
+# health_script NAME : the whole of prolog.sh and its like. Slurm drains a node whose prolog fails, so
+# it fails for a bad node alone, whatever else goes wrong in the subshell.
+health_script() {
+  local code=0
   health_name=$1
   node=$(uname -n)
   node=${SLURMD_NODENAME:-${node%%.*}}
   if ! read_settings; then
     health_log "not checked: $health_problem"
-    return 0
+    exit 0
   fi
+  (health_main) || code=$?
+  case $code in
+    0) ;;
+    "$BAD_NODE") [[ $health_name != prolog ]] || exit 1 ;;
+    *) health_log "not checked: the check itself ended with $code" ;;
+  esac
+  exit 0
+}
+
+# health_main : BAD_NODE, 0, or what went wrong with the check.
+health_main() {
   concerns_job || return 0
   ask_once
   case $verdict in
@@ -189,7 +152,7 @@ health_main() {
         return 0
       fi
       drain_for "$reason"
-      [[ $health_name != prolog ]]
+      return "$BAD_NODE"
       ;;
   esac
 }

@@ -5,4 +5,4 @@ set -uo pipefail
 
 # shellcheck source=scripts/slurm/health.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/health.sh" || exit 0
-health_main prolog
+health_script prolog
