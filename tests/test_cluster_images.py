@@ -247,11 +247,12 @@ def test_comments_and_a_last_line_without_its_end_are_read(maker: Maker) -> None
     assert maker.make().returncode == 0
 
 
-def test_what_the_environment_says_does_not_fill_in_for_a_line(maker: Maker) -> None:
-    cluster_file(maker.cluster, TDSTACK_LOCK=None)
-    done = maker.make(TDSTACK_LOCK=LOCK)
+@pytest.mark.parametrize("key", ["TDSTACK_LOCK", "TDSTACK_TAG"])
+def test_what_the_environment_says_does_not_fill_in_for_a_line(maker: Maker, key: str) -> None:
+    cluster_file(maker.cluster, **{key: None})
+    done = maker.make(**{key: LINES[key]})
     assert done.returncode == 2
-    assert "TDSTACK_LOCK" in done.stderr
+    assert f"lacks {key}" in done.stderr
 
 
 def test_an_image_of_another_machine_is_told(maker: Maker) -> None:

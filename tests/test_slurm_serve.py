@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -136,6 +138,22 @@ def test_two_servers_of_one_host_get_ports_of_their_own(
     for one in both:
         slurm.run("scancel", one.job)
     assert {one.ended()[0] for one in both} == {"CANCELLED"}
+
+
+def test_a_port_that_somebody_listens_on_is_passed_over(root: Path) -> None:
+    command = ["bash", "-c", f". {root}/scripts/slurm/server.sh; free_port 7"]
+
+    def choice() -> int:
+        return int(subprocess.run(command, check=True, capture_output=True, timeout=30).stdout)
+
+    first = choice()
+    assert 20000 <= first < 30000
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family) as taken:
+            taken.bind((address, first))
+            taken.listen()
+            assert choice() == first + 1
+    assert choice() == first
 
 
 @pytest.mark.parametrize(
