@@ -148,6 +148,8 @@ ensure_engine() {
     command -v docker-registry >/dev/null || packages+=(docker-registry)
     command -v htpasswd >/dev/null || packages+=(apache2-utils)
     command -v skopeo >/dev/null || packages+=(skopeo)
+    # kubectl reads the manifests of a cluster.
+    command -v kubectl >/dev/null || packages+=(kubernetes-client)
     # Signatures are checked with a tool that is not ours.
     command -v openssl >/dev/null || packages+=(openssl)
   fi
