@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tdstack.kubernetes.agent import Stop, Stopped
 from tdstack.kubernetes.api import ApiError, NodeApi
 from tdstack.kubernetes.options import given_of, server_of
 from tests.kube_api import KubeApi, kube_api, node, slow, status
@@ -32,6 +33,8 @@ OLD_DRIVER = {
     "remedy": "install driver 525.60.13 or later",
 }
 GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+QUICK_S = 5.0
+"""On a machine with much else to do; a pod has 10 s before it is killed."""
 OURS = {"key": "tdstack.dev/unfit", "value": "driver-floor", "effect": "NoSchedule"}
 
 
@@ -55,7 +58,7 @@ class Running:
     def said(self) -> str:
         return self.log.read_text()
 
-    def until(self, true: Callable[[], bool], limit_s: float = 15.0) -> None:
+    def until(self, true: Callable[[], bool], limit_s: float = 40.0) -> None:
         end = time.monotonic() + limit_s
         while not true():
             assert self.process.poll() is None, self.said
@@ -212,11 +215,38 @@ def test_a_check_that_hangs_makes_the_node_unfit_and_is_ended(
     agent = start(None, "--limit-s", "0.5", command=command)
     agent.until(lambda: any(taint["value"] == "doctor-hangs" for taint in taints(api)))
     first = int(pids.read_text().split()[0])
-    agent.until(lambda: not Path(f"/proc/{first}").exists() or _is_zombie(first))
+    assert _is_gone(first)
 
 
-def _is_zombie(pid: int) -> bool:
-    return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+def _is_gone(pid: int) -> bool:
+    end = time.monotonic() + QUICK_S
+    while time.monotonic() < end:
+        try:
+            if ") Z " in Path(f"/proc/{pid}/stat").read_text():
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_signal_while_a_check_is_started_does_not_lose_it() -> None:
+    stop = Stop()
+    started: list[str] = []
+
+    def start(fault: bool) -> None:
+        with stop.later():
+            stop.handle(signal.SIGTERM, None)
+            started.append("a process")
+            if fault:
+                raise OSError("no such program")
+
+    for fault in (False, True):
+        with pytest.raises(Stopped):
+            start(fault)
+    assert len(started) == 2
+    with pytest.raises(Stopped):
+        stop.handle(signal.SIGTERM, None)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +310,7 @@ def test_a_server_that_is_down_is_waited_for(api: KubeApi, start: Start) -> None
     agent.until(lambda: agent.said.count("next try in") == 3)
     assert (agent.state / "alive").exists()
     assert not (agent.state / "reported").exists()
-    assert agent.end() < 1
+    assert agent.end() < QUICK_S
 
 
 def test_what_no_try_can_mend_is_said_once_with_the_remedy(api: KubeApi, start: Start) -> None:
@@ -308,17 +338,16 @@ def test_it_ends_at_once_when_told_to(api: KubeApi, start: Start, tmp_path: Path
         agent = start(command=f"sh -c 'echo $$ >{pid}; exec sleep 600'")
         agent.until(lambda: pid.exists() and bool(pid.read_text()))
     elif at == "asking":
-        api.faults = [slow(3)]
+        api.faults = [slow(20)]
         agent = start()
         agent.until(lambda: not api.faults)
     else:
         agent = start(None, "--interval-s", "600")
         agent.until(lambda: (agent.state / "reported").exists())
-    assert agent.end() < 1
+    assert agent.end() < QUICK_S
     assert agent.said.endswith("told to end\n")
     if at == "checking":
-        child = int(pid.read_text())
-        assert not Path(f"/proc/{child}").exists() or _is_zombie(child)
+        assert _is_gone(int(pid.read_text()))
 
 
 def test_the_client_tells_what_went_wrong(api: KubeApi, tmp_path: Path) -> None:

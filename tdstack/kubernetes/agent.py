@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
@@ -36,12 +36,38 @@ class Stopped(BaseException):
 
 
 @dataclass
+class Stop:
+    """Raises Stopped when a signal comes, or a little later where that would lose a process."""
+
+    held: bool = False
+    came: bool = False
+
+    def handle(self, _number: int, _frame: object) -> None:
+        """Take a signal."""
+        self.came = True
+        if not self.held:
+            raise Stopped
+
+    @contextlib.contextmanager
+    def later(self) -> Iterator[None]:
+        """Raise at the end of the block what comes within it."""
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+            if self.came:
+                raise Stopped
+
+
+@dataclass
 class Agent:
     """One node's checks, every `interval_s` seconds, each with a limit of `limit_s`.
 
     Attributes:
         checks: name and command; the command prints a report of findings as JSON.
         tolerated: names of findings that do not make a node unfit.
+        stop: takes the signals that end it.
         report: says a verdict for at most so many seconds; returns whether it was heard.
         stuck: commands that could not be killed, by name.
     """
@@ -53,6 +79,7 @@ class Agent:
     interval_s: float
     limit_s: float
     stuck: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    stop: Stop = field(default_factory=Stop)
 
     def work(self) -> NoReturn:
         """Check and report until Stopped is raised."""
@@ -78,18 +105,19 @@ class Agent:
             self.stuck[name] = old  # another one would be stuck beside it
             return Ended(name, None, "", self.limit_s)
         written = self.state / f"{name}.json"
+        child = None
         try:
-            with written.open("wb") as stream:
+            with written.open("wb") as stream, self.stop.later():
                 child = subprocess.Popen(command, stdout=stream, start_new_session=True)
+            self._wait_for(child, self.limit_s)
+            code = child.poll()
         except OSError as error:
             say(f"error: {name}: {error}")
             return Ended(name, 127, "", self.limit_s)
-        try:
-            self._wait_for(child, self.limit_s)
-            code = child.poll()
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            if child is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
         self._wait_for(child, END_S)
         if child.poll() is None:
             self.stuck[name] = child
@@ -112,17 +140,13 @@ class Agent:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Work until SIGTERM; return the exit code, which is 0 then."""
-    given = given_of(arguments)
-
-    def stop(_number: int, _frame: object) -> NoReturn:
-        raise Stopped
-
+    agent = agent_of(given_of(arguments))
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, agent.stop.handle)
     try:
-        given.state.mkdir(parents=True, exist_ok=True)
-        (given.state / "reported").unlink(missing_ok=True)
-        agent_of(given).work()
+        agent.state.mkdir(parents=True, exist_ok=True)
+        (agent.state / "reported").unlink(missing_ok=True)
+        agent.work()
     except Stopped:
         say("told to end")
     return 0
