@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from tdstack.cluster import parse
+from tdstack.errors import UsageError
 from tests.cluster_files import (
     HEX,
     HOST,
@@ -239,6 +241,33 @@ def test_a_cluster_file_that_is_wrong_is_refused_and_never_run(
     assert named in done.stderr
     assert maker.said() == []
     assert not Path("ran").exists()
+
+
+def test_the_shell_reads_what_python_writes_and_refuses_what_it_refuses(maker: Maker) -> None:
+    maker.cluster.write_text(parse(maker.cluster.read_text()).render())
+    assert maker.make("--dry").returncode == 0
+    values = [
+        "",
+        "a b",
+        "'a'",
+        '"a"',
+        "$a",
+        "a;b",
+        "a\\b",
+        "a#b",
+        "{a}",
+        "*",
+        "~",
+        "a\tb",
+        "\u00e9",
+    ]
+    wrong = [("TDSTACK_TAG", value) for value in values]
+    wrong += [(key, values[n]) for n, key in enumerate(LINES)]
+    for key, value in wrong:
+        cluster_file(maker.cluster, **{key: value})
+        with pytest.raises(UsageError):
+            parse(maker.cluster.read_text())
+        assert maker.make("--dry").returncode == 2, (key, value)
 
 
 def test_comments_and_a_last_line_without_its_end_are_read(maker: Maker) -> None:

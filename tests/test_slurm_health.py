@@ -136,9 +136,9 @@ def health(cluster: Health) -> Health:
 def test_healthy_nodes_run_the_job_and_stay(health: Health) -> None:
     ended = health.run_job()
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0")
+    # Once by the prolog, once by the epilog.
+    health.slurm.until(lambda: [len(health.asked(n)) for n in NODES] == [2, 2], 30, "the epilog")
     for node in NODES:
-        # Once by the prolog, once by the epilog.
-        health.slurm.until(lambda node=node: len(health.asked(node)) == 2, 20, "the epilog")
         assert health.slurm.node(node) == ("idle", "none")
         assert health.log(node) == ""
 

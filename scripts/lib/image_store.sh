@@ -37,9 +37,10 @@ store_lock() {
 store_publish() {
   local sum
   sum=$(sha256sum <"$1")
-  chmod 0644 "$1"
-  sync "$1"
   printf '%s  %s\n' "${sum%% *}" "${2##*/}" >"$2.sha256"
+  # Whoever makes it, all users of the node run it.
+  chmod 0644 "$1" "$2.sha256"
+  sync "$1"
   mv -f -- "$1" "$2"
 }
 
