@@ -18,8 +18,8 @@ fail() {
   wrong=1
 }
 
-# setting NAME : its value in slurm.conf, as slurmctld has it.
-setting() { sed -n "s/^$1 *= *//p" <<<"$config"; }
+# setting NAME : its value in slurm.conf, as slurmctld has it. Later releases say Prolog[0], and so on.
+setting() { sed -nE "s/^$1(\[[0-9]+\])? *= *//p" <<<"$config"; }
 
 # is_number_above VALUE LEAST : Slurm says 65534, or "unlimited", where there is no limit.
 is_number_above() {

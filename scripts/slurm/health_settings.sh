@@ -18,12 +18,12 @@ health_problem=''
 
 # Root runs what lies there: nobody else may write to it.
 check_owner() {
-  local path owner mode
+  local path owner group mode
   ((EUID == 0)) || return 0
   for path in "$@"; do
     [[ -e $path ]] || continue
-    read -r owner mode < <(stat -L -c '%u %a' -- "$path")
-    if ((owner != 0)) || ((8#$mode & 8#022)); then
+    read -r owner group mode < <(stat -L -c '%u %g %a' -- "$path")
+    if ((owner != 0 || 8#$mode & 8#002 || (group != 0 && 8#$mode & 8#020))); then
       health_problem="root runs what is in $path, and others may write to it"
       return 1
     fi

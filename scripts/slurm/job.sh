@@ -82,8 +82,10 @@ use_apptainer() {
 }
 
 use_pyxis() {
-  local mount mounts=''
-  srun --help 2>/dev/null | grep -q -- --container-image \
+  local mount mounts='' options
+  # Not by a pipe to grep -q: where that ends first, srun would be taken to have failed.
+  options=$(srun --help 2>&1) || true
+  [[ $options == *--container-image* ]] \
     || die 3 "srun does not know --container-image" "$(command -v srun)" \
       "install pyxis, or use --form apptainer or bare (docs/slurm.md)"
   make_on_every_node "$root/scripts/enroot/import.sh"
