@@ -20,16 +20,18 @@ from tdstack.errors import CheckFailed
 from tdstack.recipe import Recipe
 from tdstack.rootfs import SOURCE_DATE_EPOCH
 
-# Runs in the container. Two processes over fixed halves, each file compiled in a fixed
-# order: marshal's output depends on which strings the process has seen before.
+# Runs in the container, or below the folder that is its second argument. Two processes over
+# fixed halves, each file compiled in a fixed order: marshal's output depends on which strings the
+# process has seen before.
 COMPILE = """
 import os, py_compile, sys
+root = sys.argv[2] if sys.argv[2:] else "/work"
 mode = py_compile.PycInvalidationMode.TIMESTAMP
-files = sorted(os.path.join(d, f) for d, _, n in os.walk("/work") for f in n if f.endswith(".py"))
+files = sorted(os.path.join(d, f) for d, _, n in os.walk(root) for f in n if f.endswith(".py"))
 child = os.fork()
 for path in files[0 if child else 1 :: 2]:
     try:
-        shown = sys.argv[1] + path[len("/work"):]
+        shown = sys.argv[1] + path[len(root):]
         py_compile.compile(path, dfile=shown, doraise=True, invalidation_mode=mode)
     except (py_compile.PyCompileError, ValueError):
         pass  # test data that is no Python on purpose; it fails at import, as it would anyway

@@ -36,6 +36,9 @@ from .triton.mend import Installer, MendError, mend
 from .triton.swap import SwapError
 
 IMAGE = Path("/opt/tdstack")
+PACKAGE = Path(__file__).resolve().parent
+# As installed, in an image or a prefix, it lies in lib/tdstack_verify of what it is to check.
+OWN_PREFIX = PACKAGE.parents[1] if PACKAGE.name == "tdstack_verify" else IMAGE
 LAUNCHER = Path(__file__).with_name("gpuless.py")
 # Given the options --wheel and --incomplete; raises MendError when there is nothing to install.
 MakeInstaller = Callable[[str, bool], Installer]
@@ -136,7 +139,7 @@ def _of_manifest(
     yield from check_packages(manifest, installed)
     yield from check_files(installed, deep=options.deep)
     yield from check_ptxas(environment, manifest)
-    yield from check_jit()
+    yield from check_jit(environment, manifest)
 
 
 def main(arguments: list[str] | None = None, make_installer: MakeInstaller | None = None) -> int:
@@ -185,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--quick", action="store_true", help="leave out imports and pip check")
     parser.add_argument("--deep", action="store_true", help="read every file's sha256")
-    parser.add_argument("--prefix", type=Path, default=IMAGE, help="the environment's folder")
+    parser.add_argument("--prefix", type=Path, default=OWN_PREFIX, help="the environment's folder")
     parser.add_argument(
         "--triton",
         choices=["distributed", "stock"],
