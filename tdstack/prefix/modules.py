@@ -64,6 +64,17 @@ if (os.getenv("{name}") or cache .. "/tdstack/{path}") == cache .. "/tdstack/{pa
 end"""
 
 
+def default_module(prefix: Prefix, record: Record) -> dict[Path, str]:
+    """Return the file that names the default in Tcl; Lmod's is a link.
+
+    Lmod reads this one too, and its reader ends at a space in the path: then there is none, and
+    users of the other program name a version.
+    """
+    if " " in str(prefix.root):
+        return {}
+    return {prefix.modules / ".version": f'#%Module1.0\nset ModulesVersion "{record.module}"\n'}
+
+
 def module_files(prefix: Prefix, record: Record) -> dict[Path, str]:
     """Return path and text of both files of a version."""
     named = {

@@ -10,9 +10,9 @@ import json
 import os
 from pathlib import Path
 
-from tdstack.prefix.modules import module_files
+from tdstack.prefix.modules import default_module, module_files
 from tdstack.prefix.place import Prefix, sync_folder, write_atomically
-from tdstack.prefix.record import Record, read_record
+from tdstack.prefix.record import read_record
 from tdstack.prefix.shells import activate_current
 
 
@@ -21,7 +21,7 @@ def switch(prefix: Prefix, key: str) -> None:
     before = prefix.named_by(prefix.current)
     journal = prefix.own / "switch.json"
     write_atomically(journal, json.dumps({"from": before, "to": key}))
-    _link(prefix, prefix.current, key)
+    _link(prefix, prefix.current, f"versions/{key}")
     recover(prefix)
 
 
@@ -34,7 +34,7 @@ def recover(prefix: Prefix) -> None:
         meant = {}
     now = prefix.named_by(prefix.current)
     if meant and now == meant["to"] and meant["from"] not in ("", now):
-        _link(prefix, prefix.previous, meant["from"])
+        _link(prefix, prefix.previous, f"versions/{meant['from']}")
     settle(prefix)
     journal.unlink(missing_ok=True)
 
@@ -51,27 +51,27 @@ def settle(prefix: Prefix) -> None:
     current = prefix.named_by(prefix.current)
     for record in records:
         wanted |= module_files(prefix, record)
-    if default := next((r for r in records if r.key == current), None):
-        wanted[prefix.modules / ".version"] = _default_module(default)
+    default = next((r for r in records if r.key == current), None)
+    wanted |= default_module(prefix, default) if default else {}
     prefix.modules.mkdir(parents=True, exist_ok=True)
     for path in prefix.modules.iterdir():
-        if path not in wanted:
+        if path not in wanted and path != prefix.modules / "default":
             path.unlink()
     for path, text in wanted.items():
         if not _holds(path, text):
             write_atomically(path, text)
+    if default:
+        _link(prefix, prefix.modules / "default", f"{default.module}.lua")
 
 
-def _default_module(record: Record) -> str:
-    return f'#%Module1.0\nset ModulesVersion "{record.module}"\n'
-
-
-def _link(prefix: Prefix, link: Path, key: str) -> None:
+def _link(prefix: Prefix, link: Path, target: str) -> None:
+    if link.is_symlink() and os.readlink(link) == target:
+        return
     draft = prefix.own / f"{link.name}.new"
     draft.unlink(missing_ok=True)
-    draft.symlink_to(os.path.join("versions", key))
+    draft.symlink_to(target)
     draft.rename(link)
-    sync_folder(prefix.root)
+    sync_folder(link.parent)
 
 
 def _holds(path: Path, text: str) -> bool:
