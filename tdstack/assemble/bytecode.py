@@ -22,14 +22,19 @@ from tdstack.rootfs import SOURCE_DATE_EPOCH
 
 # Runs in the container, or below the folder that is its second argument. Two processes over
 # fixed halves, each file compiled in a fixed order: marshal's output depends on which strings the
-# process has seen before.
+# process has seen before. What is compiled already is left alone.
 COMPILE = """
-import os, py_compile, sys
+import importlib.util, os, py_compile, sys
 root = sys.argv[2] if sys.argv[2:] else "/work"
 mode = py_compile.PycInvalidationMode.TIMESTAMP
 files = sorted(os.path.join(d, f) for d, _, n in os.walk(root) for f in n if f.endswith(".py"))
+above = [os.getppid(), os.getpid()]
 child = os.fork()
 for path in files[0 if child else 1 :: 2]:
+    if os.getppid() not in above:
+        sys.exit(1)  # whoever wanted this was killed
+    if os.path.exists(importlib.util.cache_from_source(path)):
+        continue
     try:
         shown = sys.argv[1] + path[len(root):]
         py_compile.compile(path, dfile=shown, doraise=True, invalidation_mode=mode)

@@ -42,6 +42,8 @@ def clear(prefix: Prefix) -> None:
     """Remove what is neither a version nor ours to keep: half a version, half a removal."""
     for folder in (prefix.staging, prefix.trash):
         shutil.rmtree(folder, ignore_errors=True)
+    for draft in (*prefix.own.glob("*.new"), prefix.root / ".activate.new"):
+        draft.unlink(missing_ok=True)
 
 
 def remove_rest(prefix: Prefix) -> None:
@@ -53,8 +55,12 @@ def remove_rest(prefix: Prefix) -> None:
     for folder in (prefix.modules.parent, prefix.versions):
         with suppress(OSError):  # not empty: somebody else's file is in it
             folder.rmdir()
+    for path in prefix.own.iterdir():
+        if path != prefix.marker:
+            path.unlink()
     # Last: without it nobody would know that the rest is ours.
-    shutil.rmtree(prefix.own)
+    prefix.marker.unlink()
+    prefix.own.rmdir()
     for folder in reversed(made):
         try:
             folder.rmdir()

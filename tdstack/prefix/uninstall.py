@@ -30,12 +30,15 @@ class Removed:
 def uninstall(prefix: Prefix, wanted: str, *, everything: bool, dry: bool) -> Removed:
     """Remove the version whose key begins with `wanted`, or everything that is ours.
 
-    A prefix that is not there is no error: it is what was asked for.
+    A prefix that is not there, or an empty folder, is no error: it is what was asked for.
     Raises: UsageError for a folder that is no prefix, for the version in use, and where it is not
     said what to remove; HostError when another verb is at work there, or it was moved.
     """
-    if not prefix.root.exists():
+    if not prefix.root.exists() or (prefix.root.is_dir() and not list(prefix.root.iterdir())):
         return Removed(str(prefix.root), (), (), changed=False)
+    if not dry and prefix.own.is_dir() and not list(prefix.own.iterdir()):
+        prefix.own.rmdir()  # all that a killed uninstall had left to do
+        return Removed(str(prefix.root), (), (), changed=True)
     if everything == bool(wanted):
         raise UsageError(
             "say what to remove",

@@ -6,13 +6,14 @@ import ctypes
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tdstack.assemble.bundle import MANIFEST
-from tdstack.assemble.bytecode import COMPILE
 from tdstack.assemble.compiler import check_manifest
 from tdstack.assemble.cubins import cubins_wheel
 from tdstack.assemble.entries import Entry, arrange, from_bytes
@@ -23,23 +24,23 @@ from tdstack.compiler.job import compile_job
 from tdstack.compiler.run import check_bundle, run_compiler
 from tdstack.console import Stopwatch
 from tdstack.cpython import unpack
-from tdstack.errors import CheckFailed, HostError
+from tdstack.errors import CheckFailed
 from tdstack.lock.model import LockedFile
 from tdstack.plan import PREFIX, Plan
+from tdstack.prefix.bytecode import compile_version, listed
 from tdstack.prefix.contents import Contents
 from tdstack.prefix.environment import run_time
 from tdstack.prefix.place import Prefix, sync_folder
 from tdstack.prefix.record import PLACE, Record, read_record
 from tdstack.prefix.shells import activate_version
 from tdstack.prefix.tree import Written, size_of, write_tree
-from tdstack.process import last_words, run
 from tdstack.space import check_room
 from tdstack.stack import CPYTHON_PLACE
 from tdstack.workspace import Workspace
 
 # Raise it when this package lays out a version in another way for the same plan.
 FORMAT = 1
-# Bytecode takes about as much as its sources; of all files these are some percent.
+# Of bytes that are written, for bytecode, which takes as much as its sources.
 BYTECODE = 1.05
 EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 
@@ -79,7 +80,10 @@ class _Making:
         self._workspace, self._prefix, self._target, self._say = workspace, prefix, target, say
         self._plan = target.plan
         self._final = prefix.versions / target.key
-        self._folder = prefix.staging / target.key
+        prefix.staging.mkdir(exist_ok=True)
+        # A name of its own: what a killed install had started may write to the old one a moment.
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{target.key}-", dir=prefix.staging))
+        self._folder.chmod(0o755)
         self._watch = Stopwatch()
 
     def make(self) -> tuple[Written, dict[str, float]]:
@@ -90,27 +94,33 @@ class _Making:
             early = arrange(contents.early())
         donors = self._donors()
         new = size_of(e for e in early if e.content.wheel not in donors)
-        self._folder.mkdir(parents=True)
         check_room(self._folder, int(new * BYTECODE), "for this version")
         with self._watch.step("write"):
             done = write_tree(early, self._folder, donors)
             if plan.stack.cpython:
                 self._own_python()
-        with (
-            self._watch.step("compile"),
-            tempfile.TemporaryDirectory(prefix="prefix-", dir=store.work()) as scratch,
-        ):
-            own = self._compile(Path(scratch))
+        with self._watch.step("compile"), self._scratch() as scratch:
+            own = self._compile(scratch)
         known = {entry.path: entry for entry in early}
         late = arrange([*early, *contents.kernels(own)])
         done += write_tree([e for e in late if e.path not in known], self._folder, {})
         with self._watch.step("bytecode"):
-            self._bytecode()
+            compile_version(self._folder, self._others())
         self._describe(late)
         with self._watch.step("publish"):
             _sync_disk(self._folder)
-            _publish(self._folder, self._final, self._prefix.trash)
+            publish(self._folder, self._final, self._prefix.trash)
         return done, self._watch.seconds
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """Give a folder beside the store's files, after removing what killed installs left."""
+        place = hashlib.sha256(str(self._prefix.root).encode()).hexdigest()[:12]
+        work = self._workspace.store.work()
+        for left in work.glob(f"prefix-{place}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f"prefix-{place}-", dir=work) as scratch:
+            yield Path(scratch)
 
     def _donors(self) -> dict[Path, list[Path]]:
         wheels = {f.sha256: self._workspace.store.path(f) for f in self._plan.files}
@@ -122,6 +132,12 @@ class _Making:
                 if sha256 in wheels:
                     found.setdefault(wheels[sha256], []).append(version)
         return found
+
+    def _others(self) -> list[Path]:
+        """Return the versions whose bytecode this one's Python can read."""
+        versions = (self._prefix.versions / key for key in self._prefix.version_keys())
+        python = self._plan.stack.python
+        return [v for v in versions if (r := read_record(v)) and r.python == python]
 
     def _own_python(self) -> None:
         cpython = self._plan.stack.cpython
@@ -162,16 +178,6 @@ class _Making:
         cubins = cubins_wheel(job.out, plan.stack.cuda, workspace.root, scratch, workspace.store)
         return wheel, cubins
 
-    def _bytecode(self) -> None:
-        python = str(self._folder / "bin" / "python")
-        done = run([python, "-I", "-c", COMPILE, str(self._final), str(self._folder)])
-        if done.returncode:
-            raise HostError(
-                "the version's Python could not compile the installed sources",
-                where=python,
-                got=last_words(done),
-            )
-
     def _describe(self, entries: list[Entry]) -> None:
         plan, target = self._plan, self._target
         ours = run_time(plan, self._final)
@@ -193,11 +199,11 @@ class _Making:
         if plan.stack.cpython:
             self._write_config(self._final)
         own = {PLACE: record.text(), Path("bin/activate"): activate_version(self._final, record)}
-        extra = arrange(from_bytes(str(path), text.encode()) for path, text in own.items())
-        write_tree(extra, self._folder, {})
+        extra = [from_bytes(str(path), text.encode()) for path, text in own.items()]
+        write_tree(arrange([*extra, listed(self._folder)]), self._folder, {})
 
 
-def _publish(made: Path, final: Path, trash: Path) -> None:
+def publish(made: Path, final: Path, trash: Path) -> None:
     """Give a version its name; a broken one of that name goes away in the same step."""
     final.parent.mkdir(exist_ok=True)
     if final.exists() and not _exchange(made, final):
