@@ -134,6 +134,11 @@ ensure_engine() {
     command -v docker-registry >/dev/null || packages+=(docker-registry)
     command -v htpasswd >/dev/null || packages+=(apache2-utils)
     command -v skopeo >/dev/null || packages+=(skopeo)
+    # A prefix is loaded as an environment module, by Lmod and by environment-modules, which the
+    # tests unpack themselves, as the two packages exclude each other.
+    [[ -r /usr/share/lmod/lmod/init/bash ]] || packages+=(lmod)
+    command -v tclsh >/dev/null || packages+=(tcl)
+    command -v zsh >/dev/null || packages+=(zsh)
     # Signatures are checked with a tool that is not ours.
     command -v openssl >/dev/null || packages+=(openssl)
   fi

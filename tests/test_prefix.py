@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,16 +31,19 @@ def site() -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def prefix(site: Site) -> Path:
-    """A prefix whose version in use is the first checkout's."""
-    prefix = site.folder / "opt" / "my stack"
-    assert site.install(prefix)["changed"]
-    return prefix
+def installed(site: Site) -> dict[str, Any]:
+    return site.install(site.folder / "opt" / "my stack")
 
 
 @pytest.fixture(scope="module")
-def first(prefix: Path) -> str:
-    return in_use(prefix)
+def prefix(installed: dict[str, Any]) -> Path:
+    """A prefix whose version in use is the first checkout's, until tests change that in turn."""
+    return Path(installed["prefix"])
+
+
+@pytest.fixture(scope="module")
+def first(installed: dict[str, Any]) -> str:
+    return str(installed["version"])
 
 
 def verified(site: Site, prefix: Path, *words: str) -> None:
@@ -120,15 +124,14 @@ def test_dry_runs_touch_nothing(site: Site, prefix: Path, first: str) -> None:
 
 
 def test_a_killed_upgrade_leaves_the_old_version_whole_and_in_use(
-    site: Site, prefix: Path, first: str
+    site: Site, prefix: Path, first: str, installed: dict[str, Any]
 ) -> None:
     words = ["install", *SMALL, f"--prefix={prefix}"]
-    rest = owned_folder(site.folder / "rest")
+    # About what an upgrade takes, on whatever machine: starting, reading and checking as much as
+    # the first install did, nothing to compile.
     begin = time.monotonic()
-    kept = site.invoke("install", *SMALL, f"--prefix={rest / 'timed'}", checkout=site.second)
-    assert kept.code == 0, kept.err
-    # Linking takes less than writing; the last moments are those of the check and the switch.
-    whole = (time.monotonic() - begin) * 0.9
+    verified(site, prefix)
+    whole = 2 * (time.monotonic() - begin) + installed["seconds"]["read"]
     moments = random.Random(SEED)
     killed = 0
     for turn in range(KILLS):
@@ -154,8 +157,12 @@ def test_a_killed_upgrade_leaves_the_old_version_whole_and_in_use(
     # The next run clears what they left, and goes on.
     report = site.install(prefix, checkout=site.second)
     assert (report["made"], report["previous"]) == (True, first)
-    assert report["linked"] > 100 * report["written"] / 10
+    assert report["linked"] > 100 * report["written"]
     verified(site, prefix)
+    packages = [v / "lib" for v in (prefix / "versions" / first, prefix / "current")]
+    for name in ("numpy/version.py", "numpy/__pycache__/version.cpython-*.pyc"):
+        one, other = (next(p.glob(f"python3*/site-packages/{name}")) for p in packages)
+        assert one.samefile(other)
     assert not (prefix / ".tdstack" / "new").exists()
     assert len(report["versions"]) == 2
 
@@ -163,7 +170,7 @@ def test_a_killed_upgrade_leaves_the_old_version_whole_and_in_use(
 def test_rollback_goes_back_and_forth_and_old_versions_can_go(
     site: Site, prefix: Path, first: str
 ) -> None:
-    second = site.install(prefix, checkout=site.second)["version"]
+    second = in_use(prefix)
     named = f"--prefix={prefix}"
     for expected in (first, second):
         ended = site.invoke("install", named, "--rollback", "--json")
@@ -181,7 +188,6 @@ def test_rollback_goes_back_and_forth_and_old_versions_can_go(
 def test_what_was_changed_in_one_version_does_not_get_into_the_next(
     site: Site, prefix: Path
 ) -> None:
-    site.install(prefix, checkout=site.second)
     code = next((prefix / "current").glob("lib/python3*/site-packages/numpy/version.py"))
     good = code.read_bytes()
     # In place, of the same size: what a size or a time would not show.

@@ -20,23 +20,16 @@ from tdstack.errors import CheckFailed
 from tdstack.recipe import Recipe
 from tdstack.rootfs import SOURCE_DATE_EPOCH
 
-# Runs in the container, or below the folder that is its second argument. Two processes over
-# fixed halves, each file compiled in a fixed order: marshal's output depends on which strings the
-# process has seen before. What is compiled already is left alone.
+# Runs in the container. Two processes over fixed halves, each file compiled in a fixed
+# order: marshal's output depends on which strings the process has seen before.
 COMPILE = """
-import importlib.util, os, py_compile, sys
-root = sys.argv[2] if sys.argv[2:] else "/work"
+import os, py_compile, sys
 mode = py_compile.PycInvalidationMode.TIMESTAMP
-files = sorted(os.path.join(d, f) for d, _, n in os.walk(root) for f in n if f.endswith(".py"))
-above = [os.getppid(), os.getpid()]
+files = sorted(os.path.join(d, f) for d, _, n in os.walk("/work") for f in n if f.endswith(".py"))
 child = os.fork()
 for path in files[0 if child else 1 :: 2]:
-    if os.getppid() not in above:
-        sys.exit(1)  # whoever wanted this was killed
-    if os.path.exists(importlib.util.cache_from_source(path)):
-        continue
     try:
-        shown = sys.argv[1] + path[len(root):]
+        shown = sys.argv[1] + path[len("/work"):]
         py_compile.compile(path, dfile=shown, doraise=True, invalidation_mode=mode)
     except (py_compile.PyCompileError, ValueError):
         pass  # test data that is no Python on purpose; it fails at import, as it would anyway

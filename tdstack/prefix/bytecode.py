@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tdstack.assemble.bytecode import COMPILE
 from tdstack.assemble.entries import Entry, from_bytes
 from tdstack.errors import HostError
 from tdstack.plan import PREFIX
@@ -20,6 +19,35 @@ from tdstack.process import last_words, run
 from tdstack.verify.installed import sha256_digest
 
 PLACE = Path("share", "tdstack", "bytecode.json")
+# Runs in the version's Python. Not the image's way (assemble/bytecode.py), whose bytes must not
+# depend on the number of processors; here what counts is time.
+COMPILE = """
+import importlib.util, os, py_compile, sys
+shown, root = sys.argv[1:]
+mode = py_compile.PycInvalidationMode.TIMESTAMP
+files = [os.path.join(d, f) for d, _, n in os.walk(root) for f in n if f.endswith(".py")]
+files = [f for f in files if not os.path.exists(importlib.util.cache_from_source(f))]
+above, count = [os.getppid(), os.getpid()], len(os.sched_getaffinity(0))
+children = []
+for turn in range(count):
+    if (child := os.fork()):
+        children.append(child)
+        continue
+    for path in files[turn::count]:
+        if os.getppid() not in above:
+            os._exit(1)  # whoever wanted this was killed
+        try:
+            name = shown + path[len(root):]
+            py_compile.compile(path, dfile=name, doraise=True, invalidation_mode=mode)
+        except (py_compile.PyCompileError, ValueError):
+            pass  # test data that is no Python on purpose; it fails at import, as it would anyway
+        except OSError as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(1)
+    os._exit(0)
+statuses = [os.waitpid(child, 0)[1] for child in children]
+sys.exit(1 if any(statuses) else 0)
+"""
 
 
 def compile_version(folder: Path, donors: Iterable[Path]) -> int:

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .cubins import check_cubins
@@ -20,6 +20,7 @@ from .finding import Finding
 from .imports import check_imports, modules_of
 from .installed import Distribution, distributions
 from .manifest import (
+    ANEW,
     FRESH,
     OWN,
     Manifest,
@@ -28,6 +29,7 @@ from .manifest import (
     check_packages,
     check_pip,
     check_ptxas,
+    on_host,
     packages_of,
 )
 from .nvshmem.checks import check_nvshmem
@@ -102,6 +104,8 @@ def verify(options: Options, installer: Installer | None = None, *, fix: bool = 
         )
         findings += check_cubins(environment, manifest, installed)
         findings += check_pip(environment)
+    if manifest and on_host(manifest):
+        findings = [replace(f, remedy=ANEW) if f.remedy == FRESH else f for f in findings]
     return Report(environment, diagnosis.judgement.verdict.value, tuple(findings), mended)
 
 

@@ -15,6 +15,7 @@ from .installed import Distribution, matches
 
 Manifest = dict[str, Any]
 FRESH = "start from a fresh container of this image"
+ANEW = "run `invoke install` again, which makes the version anew"
 # Ours beside the lock: the kernels' wheels are built from the checkout.
 OWN = frozenset({"gemm-allreduce"})
 CUBINS = "gemm-allreduce-cubins-cu"
