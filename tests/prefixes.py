@@ -100,7 +100,9 @@ class Site:
             k: v for k, v in os.environ.items() if not k.startswith(("TRITON", "XDG", "PYTHON"))
         }
         home = {"HOME": str(self.folder), "TDSTACK_CACHE": str(self.folder / "cache")}
-        return {**kept, **home, "TMPDIR": str(self.folder)}
+        # Nothing listens there: what would have to be fetched ends the verb with 5.
+        offline = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_FIND_LINKS": ""}
+        return {**kept, **home, **offline, "TMPDIR": str(self.folder)}
 
     def command(self, *words: str) -> list[str]:
         return [*as_user(), *words]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,6 +209,46 @@ def test_what_was_changed_in_one_version_does_not_get_into_the_next(
     mended = site.install(prefix, checkout=site.second)
     assert mended["made"]
     verified(site, prefix, "--deep", "--quick")
+
+
+def test_a_version_with_a_python_of_its_own_needs_none_of_the_host(
+    site: Site, prefix: Path
+) -> None:
+    archive = a_cpython(site.first.parent / "cpython.tar.gz")
+    report = site.install(prefix, *SMALL, f"--cpython={archive}")
+    assert report["changed"]
+    assert report["linked"] > 50 * report["written"]
+    python = prefix / "current" / "bin" / "python"
+    code = "import sys, triton; print(sys.base_prefix)"
+    found = site.run(str(python), "-c", code)
+    assert found.out.strip() == str(prefix / "versions" / report["version"] / "python")
+    verified(site, prefix)
+    assert not [p for p in (prefix / "current").rglob("*") if escapes(p, prefix)]
+
+
+def a_cpython(path: Path) -> Path:
+    """Make an archive like those of python-build-standalone, of the distribution's Python."""
+    minor = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    binary, library = Path("/usr/bin", minor), Path("/usr/lib", minor)
+    if not binary.is_file() or not (library / "os.py").is_file():
+        pytest.skip(f"this distribution has no {minor} to pack")
+    header = Path(f"/usr/include/{minor}/Python.h")
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        archive.add(binary.resolve(), f"python/bin/{minor}")
+        archive.add(library, f"python/lib/{minor}", filter=_without_links)
+        inside = tarfile.TarInfo(f"python/include/{minor}/Python.h")
+        data = header.read_bytes() if header.is_file() else b"/* not installed here */"
+        inside.size = len(data)
+        archive.addfile(inside, io.BytesIO(data))
+    return path
+
+
+def _without_links(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if member.issym() and member.linkname.startswith(("/", "..")) else member
+
+
+def escapes(path: Path, prefix: Path) -> bool:
+    return path.is_symlink() and not path.resolve().is_relative_to(prefix)
 
 
 # ---------------------------------------------------------------------------- refusals

@@ -24,6 +24,7 @@ PLACE = Path("share", "tdstack", "bytecode.json")
 COMPILE = """
 import importlib.util, os, py_compile, sys
 shown, root = sys.argv[1:]
+os.umask(0o022)  # others are to read the folders of bytecode, too
 mode = py_compile.PycInvalidationMode.TIMESTAMP
 files = [os.path.join(d, f) for d, _, n in os.walk(root) for f in n if f.endswith(".py")]
 files = [f for f in files if not os.path.exists(importlib.util.cache_from_source(f))]
@@ -85,6 +86,7 @@ def _link_from(donor: Path, folder: Path) -> int:
                 continue
             if sha256_digest(there) == digest:
                 compiled.parent.mkdir(exist_ok=True)
+                compiled.parent.chmod(0o755)
                 os.link(there, compiled)
                 count += 1
         except OSError:  # not there, or one link too many: then it is compiled
