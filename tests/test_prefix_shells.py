@@ -218,3 +218,5 @@ def test_every_variable_of_the_image_is_set_or_left_to_the_host(lock: Lock) -> N
         "UV_CONSTRAINT": f"{version}/share/tdstack/constraints.txt",
     }
     assert found.cached == {"TRITON_CACHE_DIR": "triton"}
+    spaced = run_time(plan, Path("/my stack/k")).fixed["UV_CONSTRAINT"]
+    assert spaced == "file:///my%20stack/k/share/tdstack/constraints.txt"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdstack.plan import PREFIX, Plan
-from tdstack.verify.triton.constraints import constraints_path
+from tdstack.verify.triton.constraints import constraints_path, for_installers
 
 # The layers' recipes set these for a container; a host, its user or its driver has its own.
 OF_A_CONTAINER = frozenset(
@@ -39,7 +39,7 @@ def run_time(plan: Plan, version: Path) -> RunTime:
         if value.startswith(CACHE):
             cached[name] = value.removeprefix(CACHE)
         elif name == "UV_CONSTRAINT":
-            fixed[name] = str(constraints_path(version))
+            fixed[name] = for_installers(constraints_path(version))
         else:
             fixed[name] = value.replace(f"/{PREFIX}", str(version))
     return RunTime(fixed, cached)
