@@ -118,7 +118,8 @@ class WheelEntries:
         if ".data/scripts/" in info.filename:
             data = self._texts[info.filename]
             if data.startswith(b"#!python"):
-                data = shebang(self._python) + data.partition(b"\n")[2]
+                _, newline, rest = data.partition(b"\n")
+                data = shebang(self._python).removesuffix(b"\n") + newline + rest
             return from_bytes(path, data, 0o755)
         content = Content(
             wheel=self._wheel, member=info.filename, size=info.file_size, crc=info.CRC
