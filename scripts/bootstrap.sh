@@ -150,6 +150,11 @@ ensure_engine() {
     command -v skopeo >/dev/null || packages+=(skopeo)
     # kubectl reads the manifests of a cluster.
     command -v kubectl >/dev/null || packages+=(kubernetes-client)
+    # A prefix is loaded as an environment module, by Lmod and by environment-modules, which the
+    # tests unpack themselves, as the two packages exclude each other.
+    [[ -r /usr/share/lmod/lmod/init/bash ]] || packages+=(lmod)
+    command -v tclsh >/dev/null || packages+=(tcl)
+    command -v zsh >/dev/null || packages+=(zsh)
     # Signatures are checked with a tool that is not ours.
     command -v openssl >/dev/null || packages+=(openssl)
   fi

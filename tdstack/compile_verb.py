@@ -11,13 +11,12 @@ from pathlib import Path
 from tdstack.assemble.bundle import MANIFEST, read_bundle
 from tdstack.assemble.compiler import check_manifest, ptxas_of
 from tdstack.assemble.cubins import cubins_wheel
-from tdstack.assemble.kernels import kernels_wheel
-from tdstack.assemble.unpack import unpack_wheel
 from tdstack.compiler.environment import Compiler, compiler_of, make_environment
 from tdstack.compiler.host import Host, compiler_stack
+from tdstack.compiler.job import compile_job
 from tdstack.compiler.publish import check_target, publish_bundle, publish_file
 from tdstack.compiler.report import CompileReport, require_checked, show
-from tdstack.compiler.run import CompileJob, check_bundle, run_compiler
+from tdstack.compiler.run import check_bundle, run_compiler
 from tdstack.console import emit_json, megabytes, say, warn
 from tdstack.errors import UsageError
 from tdstack.fork.model import ForkSource
@@ -67,7 +66,7 @@ def compile_verb(
         workspace.fetch(compiler.files)
         make_environment(compiler, host, workspace.root, workspace.store)
     with tempfile.TemporaryDirectory(prefix="compile-", dir=workspace.store.work()) as scratch:
-        kernels, job = _job(workspace, stack, Path(scratch), jobs, variants)
+        kernels, job = compile_job(workspace, stack, Path(scratch), jobs, variants)
         say(f"compiling {sum(counts.values())} cubins: {', '.join(counts)}")
         told = run_compiler(compiler, job, Path(scratch), lambda line: say(f"  {line}"))
         bundle = read_bundle(job.out)
@@ -106,18 +105,6 @@ def _stack(workspace: Workspace, host: Host, request: Request, source: ForkSourc
         )
     lock = load_lock(workspace.root)[0]
     return compiler_stack(lock, host, request, lambda: workspace.fork(source, host.python))
-
-
-def _job(
-    workspace: Workspace, stack: Stack, scratch: Path, jobs: int, variants: tuple[str, ...]
-) -> tuple[LockedFile, CompileJob]:
-    """Return the kernels' wheel, and the job that compiles what it installs."""
-    wheel = kernels_wheel(workspace.root, scratch, workspace.store)
-    # Not the checkout's own files, which may be edited meanwhile.
-    sources = scratch / "sources"
-    unpack_wheel(workspace.store.path(wheel), wheel.name, sources, "", lambda _: False)
-    cache, out = workspace.store.cubins(), scratch / "bundle"
-    return wheel, CompileJob(stack.cuda, stack.archs, sources, out, cache, jobs, variants)
 
 
 def _publish(workspace: Workspace, file: LockedFile, out: Path) -> Mapping[str, object]:

@@ -11,6 +11,7 @@ from tdstack.fork.facts import read_facts
 from tdstack.fork.inspection import Inspection, inspect
 from tdstack.fork.model import ForkSource, ForkWheel
 from tdstack.lock.io import load_lock, write_lock
+from tdstack.prefix.place import OWN, Prefix
 from tdstack.prefix.triton import check_environment, install, installer_of
 from tdstack.verify.environment import Environment, NoEnvironmentError, find_environment
 from tdstack.verify.main import Options, Report, verify
@@ -152,8 +153,12 @@ def _environment(prefix: str) -> Environment:
         raise UsageError(
             "no environment named", where="--prefix", expected="the folder of a venv or the like"
         )
+    place = Path(prefix).expanduser()
+    # Of an install on bare metal it is the version in use that is meant.
+    if (place / OWN).is_dir():
+        place = Prefix.of(prefix).require_current()
     try:
-        return find_environment(Path(prefix).expanduser())
+        return find_environment(place)
     except NoEnvironmentError as error:
         raise HostError(
             "no Python environment there",

@@ -35,6 +35,7 @@ from tdstack.assemble.layer import (
     venv_entries,
     write_part,
 )
+from tdstack.assemble.shebang import shebang
 from tdstack.assemble.tar import Blob, write_tar
 from tdstack.assemble.wheel import WheelEntries
 from tdstack.errors import IntegrityError
@@ -729,3 +730,16 @@ def test_the_environment_names_its_interpreter(tmp_path: Path) -> None:
     assert links == {
         f"{PREFIX}/bin/{n}": "/usr/bin/python3.11" for n in ("python", "python3", "python3.11")
     }
+
+
+@pytest.mark.parametrize("folder", ["plain", "with a space", "long" * 40])
+def test_a_script_finds_its_python_at_any_path(tmp_path: Path, folder: str) -> None:
+    python = tmp_path / folder / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    script = tmp_path / "script"
+    code = b"'''doc'''\nimport sys; print(sys.executable, sys.flags.safe_path, *sys.argv[1:])\n"
+    script.write_bytes(shebang(str(python), "-P") + code)
+    script.chmod(0o755)
+    done = subprocess.run([script, "a b", "c"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{python} True a b c\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tdstack.verify.triton.constraints import (
     check_constraints,
     constraints_path,
     constraints_text,
+    for_installers,
     pip_conf_text,
 )
 
@@ -48,6 +50,30 @@ def test_the_constraints_are_named_beside_what_was_there(
         for key, value in before.items(section):
             if (section, key) != ("install", "constraint"):
                 assert parser.get(section, key) == value
+
+
+@pytest.mark.parametrize("tool", ["pip", "uv"])
+def test_constraints_below_a_path_with_a_space_are_read(tmp_path: Path, tool: str) -> None:
+    constraints = tmp_path / "my env" / "constraints.txt"
+    constraints.parent.mkdir()
+    constraints.write_text(constraints_text(VERSION))
+    conf = tmp_path / "pip.conf"
+    conf.write_text(pip_conf_text("", constraints))
+    python = [sys.executable, "-m", tool, *(["pip"] if tool == "uv" else [])]
+    done = subprocess.run(
+        [*python, "install", "--no-deps", "--no-index", "--dry-run", "triton==3.5.0"],
+        env={
+            **os.environ,
+            "PIP_CONFIG_FILE": str(conf),
+            "UV_CONSTRAINT": for_installers(constraints),
+            "VIRTUAL_ENV": sys.prefix,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    assert f"triton=={VERSION}" in done.stdout + done.stderr
 
 
 def test_comments_and_order_of_a_pip_conf_stay() -> None:

@@ -69,7 +69,7 @@ def test_bad_input_ends_with_the_right_code(
     assert invoke(ROOT, "verify", **cache).code == 2
     assert invoke(ROOT, "verify", nowhere, **cache).code == 3
     assert invoke(ROOT, "verify", nowhere, "--triton=both", **cache).code == 2
-    assert invoke(ROOT, "install", nowhere, f"--wheel={fork}", **cache).code == 2
+    assert invoke(ROOT, "install", nowhere, "--layer=torch", f"--wheel={fork}", **cache).code == 2
     assert invoke(ROOT, "install", nowhere, "--layer=triton", f"--wheel={fork}", **cache).code == 3
     venv = Venv(tmp_path / "venv")
     install = ("install", f"--prefix={venv.prefix}", "--layer=triton")

@@ -108,10 +108,14 @@ def recipe_entries(layer: Layer, root: Path) -> list[Entry]:
     return entries
 
 
+def venv_config(python: str, home: str) -> str:
+    """Return a pyvenv.cfg (PEP 405); `home` is the folder of the Python it is made with. Pure."""
+    return f"home = {home}\ninclude-system-site-packages = false\nversion = {python}\n"
+
+
 def venv_entries(python: str, interpreter: str, site: str) -> list[Entry]:
     """Return the skeleton of a virtual environment (PEP 405) at /opt/tdstack."""
-    home = interpreter.rsplit("/", 1)[0]
-    config = f"home = {home}\ninclude-system-site-packages = false\nversion = {python}\n"
+    config = venv_config(python, interpreter.rsplit("/", 1)[0])
     names = ("python", "python3", f"python{python}")
     links = [Entry(f"{PREFIX}/bin/{n}", "link", 0o777, target=interpreter) for n in names]
     return [

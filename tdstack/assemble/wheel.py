@@ -21,6 +21,7 @@ from installer.scripts import Script
 from installer.utils import parse_entrypoints
 
 from tdstack.assemble.entries import Content, Entry, from_bytes
+from tdstack.assemble.shebang import shebang
 from tdstack.errors import IntegrityError
 from tdstack.verify.installed import record_digest
 
@@ -118,7 +119,7 @@ class WheelEntries:
             data = self._texts[info.filename]
             if data.startswith(b"#!python"):
                 _, newline, rest = data.partition(b"\n")
-                data = f"#!{self._python}".encode() + newline + rest
+                data = shebang(self._python).removesuffix(b"\n") + newline + rest
             return from_bytes(path, data, 0o755)
         content = Content(
             wheel=self._wheel, member=info.filename, size=info.file_size, crc=info.CRC

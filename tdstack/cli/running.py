@@ -17,28 +17,89 @@ from tdstack.workspace import Workspace
 
 
 @verb
-@helps(layer="triton: Triton-distributed in place of the environment's Triton")
+@helps(
+    prefix="the folder of the install; with --layer that of any Python environment",
+    python="of this host: 3.11, or the path of an interpreter (default: one that the lock has)",
+    cpython="a stand-alone CPython to bring along: FILE, or FILE#sha256=HEX",
+    layer="triton: only put Triton-distributed into an environment that is there already",
+    rollback="switch back to the version that was in use before, or to --version",
+    version="with --rollback: the key, or its beginning, of the version to use",
+)
 def install(
     c: Context,
+    cuda: str = "12.4",
+    triton: str = "distributed",
+    torch: str = "cuda",
+    arch: list[str] | None = None,
     prefix: str = "",
+    python: str = "",
+    cpython: str = "",
     layer: str = "",
     wheel: str = "",
     incomplete: bool = False,
     wheelhouse: str = "",
+    rollback: bool = False,
+    version: str = "",
     json: bool = False,
     dry: bool = False,
 ) -> None:
-    """Put Triton-distributed into an environment, or leave that as it was."""
-    from tdstack.fork_verbs import install_verb
-
-    if layer != "triton":
-        raise UsageError(
-            "only one layer can be installed outside an image so far",
-            where=f"--layer {layer}" if layer else "--layer",
-            expected="triton",
-        )
+    """Install all layers below a folder, or Triton-distributed into an environment."""
     source = ForkSource(wheel, incomplete)
-    install_verb(Workspace.here(wheelhouse), prefix, source, as_json=json, dry=dry)
+    if layer:
+        from tdstack.fork_verbs import install_verb
+
+        if layer != "triton":
+            raise UsageError(
+                "only one layer can be installed by itself",
+                where=f"--layer {layer}",
+                expected="triton; or leave it out to install all layers",
+            )
+        if rollback or version or python or cpython:
+            raise UsageError(
+                "an environment of others is only given another Triton",
+                where="--layer triton",
+                expected="--prefix, --wheel, --wheelhouse, --incomplete, --json, --dry alone",
+            )
+        install_verb(Workspace.here(wheelhouse), prefix, source, as_json=json, dry=dry)
+        return
+    from tdstack.prefix.verbs import install_prefix, rollback_prefix
+
+    if rollback:
+        rollback_prefix(prefix, version, as_json=json, dry=dry)
+        return
+    if version:
+        raise UsageError("only --rollback takes a version that is there", where="--version")
+    workspace = Workspace.here(wheelhouse)
+    request = Request(cuda, triton, torch, archs=tuple(arch or ()))
+    install_prefix(
+        workspace,
+        prefix,
+        workspace.request(request, cpython),
+        source,
+        python=python,
+        as_json=json,
+        dry=dry,
+    )
+
+
+@verb
+@helps(
+    prefix="the folder that `invoke install` made",
+    version="the key, or its beginning, of the version to remove",
+    all="remove all versions, and everything else that an install made",
+)
+def uninstall(
+    c: Context,
+    prefix: str = "",
+    version: str = "",
+    all: bool = False,
+    json: bool = False,
+    dry: bool = False,
+) -> None:
+    """Remove a version of a prefix, or all of it; asks nothing."""
+    from tdstack.prefix.verbs import uninstall_prefix
+
+    uninstall_prefix(prefix, version, everything=all, as_json=json, dry=dry)
 
 
 @verb

@@ -21,6 +21,7 @@ print(json.dumps({
     "version": "%d.%d" % sys.version_info[:2],
     "sites": [s for s in dict.fromkeys(sites) if os.path.isdir(s)],
     "scripts": sysconfig.get_path("scripts"),
+    "include": sysconfig.get_path("include"),
     "glibc": os.confstr("CS_GNU_LIBC_VERSION").split()[-1],
     "managed": sys.prefix == sys.base_prefix and os.path.exists(
         os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
@@ -52,7 +53,8 @@ class Answer:
 class Environment:
     """One environment. `sites` are its package folders, in the order of sys.path.
 
-    `managed` says that its packages belong to the system's package manager (PEP 668).
+    `managed` says that its packages belong to the system's package manager (PEP 668); `include` is
+    where Python.h of its Python belongs.
     """
 
     prefix: Path
@@ -62,6 +64,7 @@ class Environment:
     scripts: Path
     glibc: str
     managed: bool = False
+    include: Path = Path()
 
     @property
     def site(self) -> Path:
@@ -94,6 +97,7 @@ def find_environment(prefix: Path) -> Environment:
         sites=tuple(Path(s) for s in told["sites"]),
         scripts=Path(told["scripts"]),
         glibc=told["glibc"],
+        include=Path(told["include"]),
         managed=told["managed"],
     )
 

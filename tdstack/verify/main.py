@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .cubins import check_cubins
@@ -20,6 +20,7 @@ from .finding import Finding
 from .imports import check_imports, modules_of
 from .installed import Distribution, distributions
 from .manifest import (
+    ANEW,
     FRESH,
     OWN,
     Manifest,
@@ -28,6 +29,7 @@ from .manifest import (
     check_packages,
     check_pip,
     check_ptxas,
+    on_host,
     packages_of,
 )
 from .nvshmem.checks import check_nvshmem
@@ -36,6 +38,9 @@ from .triton.mend import Installer, MendError, mend
 from .triton.swap import SwapError
 
 IMAGE = Path("/opt/tdstack")
+PACKAGE = Path(__file__).resolve().parent
+# As installed, in an image or a prefix, it lies in lib/tdstack_verify of what it is to check.
+OWN_PREFIX = PACKAGE.parents[1] if PACKAGE.name == "tdstack_verify" else IMAGE
 LAUNCHER = Path(__file__).with_name("gpuless.py")
 # Given the options --wheel and --incomplete; raises MendError when there is nothing to install.
 MakeInstaller = Callable[[str, bool], Installer]
@@ -99,6 +104,8 @@ def verify(options: Options, installer: Installer | None = None, *, fix: bool = 
         )
         findings += check_cubins(environment, manifest, installed)
         findings += check_pip(environment)
+    if manifest and on_host(manifest):
+        findings = [replace(f, remedy=ANEW) if f.remedy == FRESH else f for f in findings]
     return Report(environment, diagnosis.judgement.verdict.value, tuple(findings), mended)
 
 
@@ -136,7 +143,7 @@ def _of_manifest(
     yield from check_packages(manifest, installed)
     yield from check_files(installed, deep=options.deep)
     yield from check_ptxas(environment, manifest)
-    yield from check_jit()
+    yield from check_jit(environment, manifest)
 
 
 def main(arguments: list[str] | None = None, make_installer: MakeInstaller | None = None) -> int:
@@ -185,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--quick", action="store_true", help="leave out imports and pip check")
     parser.add_argument("--deep", action="store_true", help="read every file's sha256")
-    parser.add_argument("--prefix", type=Path, default=IMAGE, help="the environment's folder")
+    parser.add_argument("--prefix", type=Path, default=OWN_PREFIX, help="the environment's folder")
     parser.add_argument(
         "--triton",
         choices=["distributed", "stock"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from .installed import Distribution, matches
 
 Manifest = dict[str, Any]
 FRESH = "start from a fresh container of this image"
+ANEW = "run `invoke install` again, which makes the version anew"
 # Ours beside the lock: the kernels' wheels are built from the checkout.
 OWN = frozenset({"gemm-allreduce"})
 CUBINS = "gemm-allreduce-cubins-cu"
@@ -80,22 +80,49 @@ def check_ptxas(environment: Environment, manifest: Manifest) -> Iterator[Findin
         yield passed("ptxas", f"{version}, {manifest['cuda']}'s own")
 
 
-def check_jit() -> Iterator[Finding]:
-    """What Triton's run-time compilation needs is there, and its cache can be written."""
-    header = Path(sysconfig.get_path("include")) / "Python.h"
+def on_host(manifest: Manifest) -> bool:
+    """Return whether the environment is a prefix on a host, not part of an image. Pure."""
+    return bool(manifest.get("base", {}).get("image") == "host")
+
+
+def check_jit(environment: Environment, manifest: Manifest) -> Iterator[Finding]:
+    """What Triton's run-time compilation needs is there, and its cache can be written.
+
+    On a host compiler and headers are the host's, and may be on some of its nodes only: that they
+    are not here is said, and is no failure, as compiled kernels need neither.
+    """
+    header = environment.include / "Python.h"
     missing = [] if shutil.which("gcc") else ["gcc"]
     missing += [] if header.exists() else [str(header)]
-    if missing:
-        yield failed("jit", f"missing: {', '.join(missing)}", "install them in the image")
-    else:
+    if not missing:
         yield passed("jit", "gcc and Python.h are there")
-    cache = Path(os.environ.get("TRITON_CACHE_DIR", "/var/cache/tdstack/triton"))
+    elif on_host(manifest):
+        yield passed(
+            "jit",
+            f"not on this host: {', '.join(missing)}; compiled kernels run, Triton compiles none",
+        )
+    else:
+        yield failed("jit", f"missing: {', '.join(missing)}", "install them in the image")
+    cache = _cache(manifest)
     who = f"{os.getuid()}:{os.getgid()}"
-    if os.access(cache, os.W_OK):
+    if os.access(_existing(cache), os.W_OK):
         yield passed("cache", f"{cache} can be written by {who}")
     else:
         detail = f"{cache} cannot be written by {who}"
         yield failed("cache", detail, "run with group 0, or set TRITON_CACHE_DIR")
+
+
+def _cache(manifest: Manifest) -> Path:
+    if named := os.environ.get("TRITON_CACHE_DIR"):
+        return Path(named)
+    if on_host(manifest):
+        return Path(os.path.expanduser("~/.triton/cache"))  # Triton's own default
+    return Path("/var/cache/tdstack/triton")
+
+
+def _existing(path: Path) -> Path:
+    """Return the nearest folder that is there: Triton makes those that lack."""
+    return next((p for p in (path, *path.parents) if p.exists()), path)
 
 
 def check_pip(environment: Environment) -> Iterator[Finding]:

@@ -42,9 +42,14 @@ def pip_conf_text(present: str, constraints: Path, inherited: tuple[str, ...] = 
         head = len(lines) - 1
     first, last = _setting(lines, head)
     own = _files(lines[first:last])
-    files = dict.fromkeys([*(own or inherited), str(constraints)])
+    files = dict.fromkeys([*(own or inherited), for_installers(constraints)])
     lines[first:last] = ["constraint =", *(f"    {file}" for file in files)]
     return "\n".join(lines) + "\n"
+
+
+def for_installers(constraints: Path) -> str:
+    """Return a path as pip and uv take it: both split at spaces, which an address has none of."""
+    return constraints.as_uri() if " " in str(constraints) else str(constraints)
 
 
 def _setting(lines: Sequence[str], head: int) -> tuple[int, int]:
@@ -82,7 +87,7 @@ def check_constraints(environment: Environment, version: str) -> Iterator[Findin
         named = parser.get("install", "constraint", fallback="").split()
     except (OSError, configparser.Error):
         named = []
-    if str(path) not in named:
+    if for_installers(path) not in named:
         yield failed("constraints", f"{environment.prefix}/pip.conf does not name {path}", remedy)
     else:
         yield passed("constraints", f"pip holds triton=={version}; uv with UV_CONSTRAINT={path}")
