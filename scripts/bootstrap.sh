@@ -114,6 +114,20 @@ ensure_browser() {
     || say "this distribution has no chromium-headless-shell: tests of pages will be skipped"
 }
 
+# The tests run jobs on a Slurm of their own, and look into squashfs files, 13 MB.
+ensure_slurm() {
+  local -a packages=()
+  PATH=$PATH:/usr/sbin command -v slurmctld >/dev/null || packages+=(slurm-wlm munge)
+  command -v mksquashfs >/dev/null || packages+=(squashfs-tools)
+  if ((${#packages[@]} == 0)); then return; fi
+  if ! is_debian || ((EUID != 0)); then
+    say "no Slurm: its tests will be skipped (as root on Debian: apt-get install ${packages[*]})"
+    return
+  fi
+  (install_packages "${packages[@]}") \
+    || say "this distribution has no ${packages[*]}: tests of Slurm will be skipped"
+}
+
 engine_works() {
   buildah images --quiet >/dev/null 2>&1 || docker version >/dev/null 2>&1
 }
@@ -160,7 +174,10 @@ main() {
   ensure_engine "${1:-}"
   case ${1:-} in lint | smoke | test) ensure_torch ;; esac
   case ${1:-} in smoke | test) ensure_models ;; esac
-  if [[ ${1:-} == test ]]; then ensure_browser; fi
+  if [[ ${1:-} == test ]]; then
+    ensure_browser
+    ensure_slurm
+  fi
   if (($# > 0)); then
     cd -- "$root"
     exec "$venv/bin/invoke" "$@"

@@ -304,6 +304,14 @@ def _with(host: str, bandwidth: float) -> Result:
     return Result(run, measures=(measure,), verdict=Verdict(0, {"gpu": "passed"}, {}))
 
 
+def test_the_names_of_nodes_are_no_mixture() -> None:
+    runs = [
+        (Path(host), Result(Run(host, "host", {"nodes": [host], "driver": driver})))
+        for host, driver in (("a", "580"), ("b", "570"))
+    ]
+    assert [row.name for row in put_together(runs).mixed] == ["driver"]
+
+
 def test_mixed_versions_are_called_out_the_rarest_last() -> None:
     mixed = {row.name: row.values for row in _merged().mixed}
     assert list(mixed) == ["devices", "driver"]

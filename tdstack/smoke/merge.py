@@ -26,6 +26,8 @@ _ORDER: Final[tuple[NodeState, ...]] = (
 RECORDS: Final = "*.jsonl"
 SHOWN: Final = 40
 """Outliers in tables for people; a node that is slow altogether has hundreds."""
+WHO: Final = ("nodes",)
+"""Of a run's machine: who ran it. It differs from node to node, and is no mixture."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,8 @@ def _outliers(results: Mapping[str, Result]) -> Iterator[Outlier]:
 def _mixed(results: Mapping[str, Result]) -> Iterator[Mixed]:
     machines = {name: dict(flatten(result.run.machine)) for name, result in results.items()}
     for key in dict.fromkeys(key for machine in machines.values() for key in machine):
+        if key in WHO:
+            continue
         values: dict[str, list[str]] = {}
         for name, machine in machines.items():
             values.setdefault(machine.get(key, "-"), []).append(name)
