@@ -7,13 +7,13 @@ import sys
 from invoke.collection import Collection
 
 from tdstack.cli.images import build, fetch, lock, plan, quickstart
-from tdstack.cli.running import bench, compile, install, lint, smoke, test, uninstall
+from tdstack.cli.running import bench, compile, doctor, install, lint, smoke, test, uninstall
 from tdstack.cli.shipping import bundle, diff, pull, push, sbom, verify
 
 namespace = Collection(
     *(plan, lock, fetch, build, quickstart),
     *(push, pull, bundle, sbom, diff, verify),
-    *(install, uninstall, compile, smoke, bench, lint, test),
+    *(install, uninstall, compile, doctor, smoke, bench, lint, test),
 )
 
 # Without this a closed stdout would end in a traceback instead of a plain exit.

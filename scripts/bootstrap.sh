@@ -153,6 +153,8 @@ ensure_engine() {
     [[ -r /usr/share/lmod/lmod/init/bash ]] || packages+=(lmod)
     command -v tclsh >/dev/null || packages+=(tcl)
     command -v zsh >/dev/null || packages+=(zsh)
+    # kubectl reads the manifests of a cluster.
+    command -v kubectl >/dev/null || packages+=(kubernetes-client)
     # Signatures are checked with a tool that is not ours.
     command -v openssl >/dev/null || packages+=(openssl)
   fi

@@ -31,14 +31,16 @@ def lint(root: Path, *, fix: bool) -> None:
 def commands(root: Path, fix: bool) -> dict[str, list[str]]:
     """Return the command of every linter."""
     programs = Path(sys.executable).parent
+    checked = [] if fix else ["--check"]
     shell = sorted([*map(str, root.glob("scripts/**/*.sh")), str(root / ".ci/run")])
     docker = sorted(map(str, root.glob("**/*Dockerfile")))
     return {
         "ruff": [str(programs / "ruff"), "check", *(["--fix"] if fix else []), "."],
-        "ruff format": [str(programs / "ruff"), "format", *([] if fix else ["--check"]), "."],
+        "ruff format": [str(programs / "ruff"), "format", *checked, "."],
         "mypy": [str(programs / "mypy")],
         "shellcheck": [str(programs / "shellcheck"), *shell],
         "hadolint": [str(programs / "hadolint"), *docker],
+        "pages": [sys.executable, "-m", "tdstack.troubleshooting.pages", *checked],
         # Offline: some of its audits would ask a service about every action.
         "zizmor": [str(programs / "zizmor"), "--offline", "--quiet", str(root / ".github")],
     }

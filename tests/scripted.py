@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,7 +43,9 @@ class Scripted:
 
 
 @contextmanager
-def scripted_server(reply: Callable[[Asked], Reply | None]) -> Iterator[Scripted]:
+def scripted_server(
+    reply: Callable[[Asked], Reply | None], tls: ssl.SSLContext | None = None
+) -> Iterator[Scripted]:
     """Run a server whose answers `reply` makes; None closes the connection without one."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -73,6 +76,11 @@ def scripted_server(reply: Callable[[Asked], Reply | None]) -> Iterator[Scripted
             """Stay silent."""
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        # The handshake waits for the first read: it must not hold up the thread that accepts.
+        listening.socket = tls.wrap_socket(
+            listening.socket, server_side=True, do_handshake_on_connect=False
+        )
     state = Scripted(f"127.0.0.1:{listening.server_port}")
     thread = threading.Thread(target=lambda: listening.serve_forever(0.02), daemon=True)
     thread.start()

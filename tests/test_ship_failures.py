@@ -364,6 +364,11 @@ def test_an_image_that_does_not_verify_leaves_no_names(shipped: Shipped, tmp_pat
     send_layers(shipped, home, images, tmp_path)
     shipped.host.wipe()
     shipped.refuses(ExitCode.INTEGRITY, "does not hold what its lock slice says", at=str(home))
+    at = ["--registry", str(home), "--cluster", str(tmp_path / "cluster.env")]
+    assert shipped.host.invoke("pull", *OPTIONS, *at).code == ExitCode.INTEGRITY
+    assert not (tmp_path / "cluster.env").exists()
+    assert shipped.host.invoke("pull", *OPTIONS, *at, "--force").code == ExitCode.USAGE
+    assert shipped.host.invoke("push", *OPTIONS, *at, "--prune").code == ExitCode.USAGE
 
 
 def test_a_full_disk_ends_with_3_and_the_next_pull_succeeds(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tdstack.cluster import read
 from tests.registries import RunningRegistry, plain_registry
 from tests.shipped import OPTIONS, Host, buildah_host, docker_host, load_tiny, tiny_plan
 
@@ -49,14 +50,25 @@ def test_what_was_pushed_is_pulled_verified_and_then_there(
     images = load_tiny(plan, host.engine, host.folder)
     names = {layer.ref for layer in plan.layers} | set(plan.final.tags)
     at = ["--registry", f"{plain_registry.host}/whole-{host.engine.name}/tdstack", "--json"]
-    pushed = host.invoke("push", *OPTIONS, *at, *COMPRESSION[host.engine.name])
+    env_file = host.folder / "cluster.env"
+    cluster = ["--cluster", str(env_file)]
+    pushed = host.invoke("push", *OPTIONS, *at, *COMPRESSION[host.engine.name], *cluster)
     assert pushed.code == 0, pushed.err
+    named = read(env_file)
+    repository = str(pushed.report["ref"]).rpartition(":")[0]
+    assert named.image == f"{repository}@{pushed.report['digest']}"
+    env_file.unlink()
     host.wipe()
     assert host.names() == set()
     assert pulled_by_its_own_means(host, str(pushed.report["ref"])) == images["kernels"].id
     host.wipe()
-    pulled = host.invoke("pull", *OPTIONS, *at)
+    dry = host.invoke("pull", *OPTIONS, *at, *cluster, "--dry")
+    assert (dry.code, dry.report["source"], dry.report["fetched"]) == (0, "registry", 0), dry.err
+    assert not env_file.exists()
+    assert host.names() == set()
+    pulled = host.invoke("pull", *OPTIONS, *at, *cluster)
     assert pulled.code == 0, pulled.err
+    assert read(env_file) == named
     assert pulled.report["image_id"] == images["kernels"].id
     assert (pulled.report["source"], pulled.report["checks"]) == ("registry", 1)
     assert host.names() == names

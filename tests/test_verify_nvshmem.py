@@ -38,7 +38,7 @@ LIB = Path("/env/site/nvidia/nvshmem/lib")
 SITE = Path("/env/site")
 HOST = "libnvshmem_host.so.3"
 SPLIT = "device library version does not match host library"
-NO_BITCODE = "FileNotFoundError libnvshmem_device.bc"
+NO_BITCODE = "FileNotFoundError: libnvshmem_device.bc"
 NOT_LOADED = "Failed to dlopen libnvshmem_host.so.3"
 NO_BINDINGS = "No module named cuda.bindings.cynvvm, cannot import bindings"
 

@@ -6,6 +6,7 @@ import pytest
 
 from tdstack.verify.symptoms import SYMPTOMS, Symptom, explain
 
+NO_BINDINGS = "No module named cuda.bindings.cynvvm, cannot import bindings"
 # As the programs print them, or nearly so.
 MESSAGES = {
     "ModuleNotFoundError: No module named 'triton._C.libtriton.distributed'; "
@@ -26,12 +27,8 @@ MESSAGES = {
     "ImportError: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.38' not found (required by "
     "/opt/x/triton/_C/libtriton.so)": "GLIBC_2.38 not found",
     "RuntimeError: Failed to dlopen libnvshmem_host.so.3": "Failed to dlopen libnvshmem_host.so.3",
-    "ModuleNotFoundError: No module named 'cuda.bindings.cynvvm'": (
-        "No module named cuda.bindings.cynvvm"
-    ),
-    "ImportError: cannot import name 'bindings' from 'cuda' (unknown location)": (
-        "No module named cuda.bindings.cynvvm"
-    ),
+    "ModuleNotFoundError: No module named 'cuda.bindings.cynvvm'": NO_BINDINGS,
+    "ImportError: cannot import name 'bindings' from 'cuda' (unknown location)": NO_BINDINGS,
     "FileNotFoundError: [Errno 2] No such file or directory: '/opt/x/libnvshmem_device.bc'": (
         "FileNotFoundError: libnvshmem_device.bc"
     ),
@@ -78,7 +75,7 @@ def test_a_message_is_explained(message: str, symptom: str) -> None:
 def test_each_row_is_found_by_its_own_symptom(symptom: Symptom) -> None:
     assert explain(symptom.symptom) is symptom
     assert symptom.cause
-    assert symptom.remedy
+    assert symptom.fix
 
 
 @pytest.mark.parametrize(

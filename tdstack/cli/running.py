@@ -137,6 +137,30 @@ def compile(
 
 @verb
 @helps(
+    cuda="judge for this CUDA line: 12.4, 12.6, 12.8, 12.9, 13.0 (default: say which can run)",
+    record="write this host's facts to FILE, without what names it or its people",
+    facts="judge the host that FILE records instead of this one",
+    prefix="also look at this prefix of `invoke install`",
+)
+def doctor(
+    c: Context,
+    cuda: str = "",
+    record: str = "",
+    facts: str = "",
+    prefix: str = "",
+    json: bool = False,
+    dry: bool = False,
+) -> None:
+    """Say what this host has and lacks for the stack, and what to do about it."""
+    from tdstack.doctor.verb import Options
+    from tdstack.doctor.verb import doctor as run
+
+    if code := run(Options(cuda, record, facts, prefix, dry), as_json=json):
+        raise Exit(code=code)
+
+
+@verb
+@helps(
     tier="import, compile, cpu, gpu, multi-gpu or multi-node, and those below (default: all "
     "that can run here)",
     ranks="number of ranks: 1, 2, 4, 8 (default: the tier's own)",
@@ -208,7 +232,7 @@ def bench(
 
 
 @verb
-@helps(fix="let ruff mend what it can")
+@helps(fix="let ruff mend what it can, and write the pages that are made from data")
 def lint(c: Context, fix: bool = False) -> None:
     """Run ruff, mypy --strict, shellcheck, hadolint and zizmor."""
     from tdstack.lint import lint as run

@@ -19,6 +19,7 @@ from tdstack.workspace import Workspace
     prune="push nothing; show what no rolling tag reaches any more",
     yes="with --prune: delete it",
     keep="with --prune: keep what this tag reaches, too; repeatable",
+    cluster="then write this file, which names the image for scripts/: cluster.env",
 )
 def push(
     c: Context,
@@ -33,11 +34,14 @@ def push(
     keep: list[str] | None = None,
     json: bool = False,
     keyless: bool = False,
+    cluster: str = "",
 ) -> None:
     """Bring an image and its layers into a registry, or prune the registry."""
     from tdstack.ship import verbs as ship
 
     if prune:
+        if cluster:
+            raise UsageError("--prune pushes no image to name", where="--cluster")
         ship.prune(registry, keep or (), yes=yes, as_json=json)
         return
     if yes or keep:
@@ -47,13 +51,17 @@ def push(
         asked.request,
         asked.source,
         engine,
-        ship.PushOptions(registry, sign, compression, force, keyless),
+        ship.PushOptions(registry, sign, compression, force, keyless, cluster),
         as_json=json,
     )
 
 
 @verb
-@helps(force="take an image that is not the lock's, with warnings; wrong digests are never taken")
+@helps(
+    force="take an image that is not the lock's, with warnings; wrong digests are never taken",
+    cluster="then write this file, which names the image for scripts/: cluster.env",
+    dry="ask and check what the registry has; fetch and write nothing",
+)
 def pull(
     c: Context,
     asked: Asked,
@@ -64,6 +72,8 @@ def pull(
     json: bool = False,
     identity: str = "",
     issuer: str = "",
+    cluster: str = "",
+    dry: bool = False,
 ) -> None:
     """Bring a prebuilt image from a registry, compare it with the lock, and verify it."""
     from tdstack.attest.sigstore_client import keyless_of
@@ -79,6 +89,8 @@ def pull(
         keyless=keyless_of(identity, issuer),
         force=force,
         as_json=json,
+        cluster=cluster,
+        dry=dry,
     )
 
 

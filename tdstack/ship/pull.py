@@ -52,7 +52,8 @@ class PullReport:
 class Puller:
     """One pull of one plan. `verify` runs tdstack-verify in an image and returns its findings.
 
-    With `force` an image that is not the lock's is taken, with a warning for each mismatch.
+    With `force` an image that is not the lock's is taken, with a warning for each mismatch. With
+    `dry` the registry's answers are checked, and no layer is fetched.
     """
 
     plan: Plan
@@ -63,6 +64,7 @@ class Puller:
     say: Callable[[str], None]
     warn: Callable[[str], None]
     force: bool = False
+    dry: bool = False
 
     def __post_init__(self) -> None:
         self._watch = Stopwatch()
@@ -81,7 +83,7 @@ class Puller:
             ref, tags = self._names(final)
         fetched = 0
         held = self._held(final, ref, tags)
-        if not held:
+        if not held and not self.dry:
             taker = Taker(
                 self.plan,
                 self.engine,

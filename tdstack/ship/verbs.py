@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from tdstack import cluster as cluster_file
 from tdstack.attest.bundles import Keyless
 from tdstack.attest.keys import public_keys_of, signer_of
 from tdstack.attest.sigstore_client import SigstoreSigner
@@ -14,7 +16,7 @@ from tdstack.errors import UsageError
 from tdstack.fork.model import ForkSource
 from tdstack.plan import Plan
 from tdstack.registry.client import registry_of
-from tdstack.registry.reference import parse_repository
+from tdstack.registry.reference import Repository, parse_repository
 from tdstack.ship.adopt import plan_of_registry
 from tdstack.ship.cache import named_registry
 from tdstack.ship.compress import compression_of
@@ -31,13 +33,14 @@ from tdstack.workspace import Workspace
 
 @dataclass(frozen=True)
 class PushOptions:
-    """How to push: `compression` and `sign` may be empty."""
+    """How to push: `compression`, `sign` and `cluster`, the file to write then, may be empty."""
 
     registry: str
     sign: str = ""
     compression: str = ""
     force: bool = False
     keyless: bool = False
+    cluster: str = ""
 
 
 def push(
@@ -53,6 +56,8 @@ def push(
     repository = parse_repository(named_registry(options.registry))
     compression = compression_of(options.compression or "zstd")
     signer = signer_of(options.sign)
+    if options.cluster:
+        cluster_file.check_place(Path(options.cluster))
     keyless = SigstoreSigner() if options.keyless else None
     choice = choose_engine(engine)
     say(f"engine: {choice.reason}")
@@ -73,6 +78,8 @@ def push(
         keyless=keyless,
     )
     report = Pusher(made, choice.engine, workspace, target, say).push()
+    if options.cluster:
+        _name_for_cluster(Path(options.cluster), made, repository, report.digest)
     if as_json:
         emit_json(report.as_dict())
     say(f"{report.ref}@{report.digest}, image id {report.image_id[:12]}")
@@ -94,8 +101,21 @@ def pull(
     keyless: Keyless | None = None,
     force: bool,
     as_json: bool,
+    cluster: str = "",
+    dry: bool = False,
 ) -> PullReport:
-    """Bring the final image of a plan from a registry into the engine, and check it."""
+    """Bring the final image of a plan from a registry into the engine, and check it.
+
+    Then `cluster`, if it is named, is the file that names the image. `dry` only asks.
+    """
+    if cluster and force:
+        raise UsageError(
+            "a cluster file names an image of the lock",
+            where="--cluster with --force",
+            remedy="leave one of them out",
+        )
+    if cluster:
+        cluster_file.check_place(Path(cluster))
     repository = parse_repository(named_registry(registry))
     keys = public_keys_of(key)
     choice = choose_engine(engine)
@@ -116,12 +136,17 @@ def pull(
         say,
         warn,
         force,
+        dry,
     )
     report = puller.pull()
+    if cluster and not dry:
+        _name_for_cluster(Path(cluster), made, repository, report.digest)
     if as_json:
         emit_json(report.as_dict())
     signed = f", signed by {report.signed_by}" if report.signed_by else ", no signature asked for"
-    if report.source == "local":
+    if dry and report.source == "registry":
+        say(f"{report.ref}, image id {report.image_id[:12]}{signed}, is not here; dry run")
+    elif report.source == "local":
         say(f"{report.ref} is there already, image id {report.image_id[:12]}{signed}")
     else:
         say(
@@ -164,6 +189,11 @@ def prune(registry: str, keep: Sequence[str], *, yes: bool, as_json: bool) -> No
     )
     if not yes and found.goes:
         say("dry run: --yes deletes them")
+
+
+def _name_for_cluster(path: Path, made: Plan, repository: Repository, digest: str) -> None:
+    cluster_file.write(path, cluster_file.cluster_of(made, repository, digest))
+    say(f"{path} names it for the scripts of a cluster")
 
 
 def _without_files(made: Plan) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from . import gpuless as stub
 from .environment import Answer, Environment, ask
 from .finding import DOCS, Finding, failed, passed
-from .symptoms import explain
+from .symptoms import explain, plain
 
 DONE = "imported"
 # Importing what is left of an uninstalled package succeeds: it has a folder, but no contents.
@@ -73,4 +73,5 @@ def _finding(check: str, answer: Answer, *, proven: bool) -> Finding:
         return passed(check, f"not decided without a GPU: {answer.last_line}")
     if known is None:
         return failed(check, answer.last_line, f"see {DOCS}")
-    return failed(check, f"{answer.last_line} ({known.cause})", known.remedy, symptom=known.symptom)
+    detail = f"{answer.last_line} ({plain(known.cause)})"
+    return failed(check, detail, plain(known.fix), symptom=known.symptom)

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from ..environment import Environment
 from ..finding import Finding, failed, passed
+from ..symptoms import known
 from .facts import DEVICE, HOST, Bitcode, Facts, Library, Wheel, gather
 from .users import NOT_LOADED, SPLIT, judge_bindings, judge_torch, line_of, release
 
 LAST_WITH_ONE_FILE = "3.6.5"
-NO_BITCODE = f"FileNotFoundError {DEVICE}"
+NO_BITCODE = known("nvshmem-no-bitcode").symptom
 
 
 def check_nvshmem(

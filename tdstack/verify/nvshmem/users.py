@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from ..environment import Answer
 from ..finding import Finding, canonical, failed, passed
+from ..symptoms import known
 from .facts import Facts, Library, Wheel
 
-SPLIT = "device library version does not match host library"
-NOT_LOADED = "Failed to dlopen libnvshmem_host.so.3"
-NO_BINDINGS = "No module named cuda.bindings.cynvvm, cannot import bindings"
+SPLIT = known("nvshmem-split").symptom
+NOT_LOADED = known("nvshmem-not-loaded").symptom
+NO_BINDINGS = known("nvshmem-no-bindings").symptom
 SET = "cuda-core 1.0.1 needs cuda-bindings 12.9.1 or later"
 PATH = "install nvshmem4py 0.3, or name the folder of libnvshmem_host.so.3 in LD_LIBRARY_PATH"
 # What an error of nvshmem4py's import holds: the symptom, and what mends it. Which module of

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from ..symptoms import known
 from .fork import FORK_NAME, LABEL, LIBRARY, Library
 from .ownership import Claim, SiteState, is_alias
 
-# What users of such an environment read; docs/troubleshooting.md lists the same words.
-CLOBBERED = "No module named triton._C.libtriton.distributed"
-NAMESPACE = "module triton has no attribute jit"
-STALE = "No module named triton.backends.amd"
-NO_LIBRARY = "No module named triton._C.libtriton"
-UNSEEN = "torch 2.8.0 requires triton, which is not installed."
+# What users of such an environment read.
+CLOBBERED = known("fork-clobbered").symptom
+NAMESPACE = known("fork-namespace").symptom
+STALE = known("fork-stale").symptom
+NO_LIBRARY = known("fork-no-library").symptom
+UNSEEN = known("fork-unseen").symptom
 
 
 class Verdict(StrEnum):

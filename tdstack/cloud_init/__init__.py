@@ -1,0 +1,1 @@
+"""cloud-init: user data rendered from the cluster file."""

@@ -1,0 +1,1 @@
+"""Kubernetes: manifests rendered from the cluster file, and the agent that judges a node."""
