@@ -18,6 +18,7 @@ class FakeGpu:
     bus: bytes = b"00000000:1B:00.0"
     capability: tuple[int, int] = (9, 0)
     links: int = 18
+    remote: bytes = b"00000000:C3:00.0"
     fabric: tuple[int, int, int] = (3, 0, 0)  # state, status, health mask
     reasons: int = 1
     errors: dict[str, int] = field(default_factory=dict)
@@ -134,6 +135,6 @@ LINKS: dict[str, Callable[..., Any]] = {
     "NvLinkState": _link_state,
     "NvLinkVersion": lambda g, link: 6,
     "NvLinkRemoteDeviceType": lambda g, link: 2,
-    "NvLinkRemotePciInfo": lambda g, link: SimpleNamespace(busId=b"00000000:C3:00.0"),
+    "NvLinkRemotePciInfo": lambda g, link: SimpleNamespace(busId=g.remote),
     "NvLinkErrorCounter": lambda g, link, counter: counter,
 }

@@ -25,7 +25,7 @@ DATA = ROOT / "tests/data/hosts"
 GOLDEN = ROOT / "tests/data/hosts-golden"
 WRITE = os.environ.get("TDSTACK_GOLDEN") == "write"
 LOCK, _ = load_lock(ROOT)
-# Also what the lead or anybody else recorded: every file of the folder is a case.
+# Real hosts, too: every file of the folder is a case.
 NAMES = sorted({path.stem for path in DATA.glob("*.json")} | set(HOSTS))
 TROUBLES = [row for section in sections() for row in section.rows]
 

@@ -107,6 +107,12 @@ def test_a_gpu_without_nvlink_has_none_not_unknown_ones() -> None:
     assert [gpu.nvlinks for gpu in facts(gpus).gpus or ()] == [(), ()]
 
 
+def test_a_switch_that_a_virtual_machine_does_not_see_has_no_address() -> None:
+    found = facts(look(FakeNvml([FakeGpu(links=1, remote=b"FFFFFFFF:FF:FF.0")])))
+    assert found.gpus is not None
+    assert found.gpus[0].nvlinks == (NvLink(0, True, 4, "switch", None, 3),)
+
+
 def test_pairs_keep_nvmls_reason() -> None:
     p2p = {(0, 1, 0): 1, (0, 1, 1): 4, (1, 0, 3): 5, (1, 0, 2): 77}
     found = facts(look(FakeNvml([FakeGpu(), FakeGpu()], p2p=p2p)))

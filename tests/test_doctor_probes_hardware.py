@@ -215,3 +215,11 @@ def test_source_validation_alone_redirects_nothing(
 ) -> None:
     tree = plant(tmp_path, device("0000:00:01.0", "0x060400", config=config(control)))
     assert pci.pci(tree).sections["pcie"].bridges[0].redirects is redirects
+
+
+def test_a_container_without_device_nodes_has_no_gpus(tmp_path: Path) -> None:
+    files = gpu_host() | {".dockerenv": ""}
+    passed = driver.driver(plant(tmp_path / "a", files))
+    assert len(passed.sections["gpus@proc"]) == 1
+    del files["dev/nvidia0"]
+    assert driver.driver(plant(tmp_path / "b", files)).sections["gpus@proc"] == ()

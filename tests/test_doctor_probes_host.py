@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from tdstack.doctor.facts import UNLIMITED, Clock
 from tdstack.doctor.probes import (
@@ -23,6 +24,7 @@ from tdstack.doctor.probes import (
     spaces,
 )
 from tdstack.doctor.probes.tree import Tree
+from tests.conftest import ROOT
 from tests.host_trees import plant, process
 
 HERE = Tree(Path("/"), dict(os.environ))
@@ -173,3 +175,27 @@ def test_every_probe_survives_a_host_without_files(tmp_path: Path) -> None:
         begin = time.monotonic()
         assert probe(tree) is not None
         assert time.monotonic() - begin < 5
+
+
+def test_versions_in_a_database_that_rpm_wrote(tmp_path: Path) -> None:
+    # tests/data/rpm: rpm 4.18 put four packages of its own making into a new database.
+    packed = (ROOT / "tests/data/rpm/rpmdb.sqlite.zst").read_bytes()
+    data = zstandard.ZstdDecompressor().decompress(packed, max_output_size=1 << 24)
+    tree = plant(tmp_path, {"var/lib/rpm/rpmdb.sqlite": data})
+    assert packages.installed_versions(tree) == {
+        "nvidia-fabricmanager": "550.54.14",
+        "nvidia-container-toolkit": "1.17.8",
+        "podman": "5.2.2",
+    }
+    assert os.listdir(tmp_path / "var/lib/rpm") == ["rpmdb.sqlite"]
+
+
+@pytest.mark.parametrize("data", [b"", b"no database", b"SQLite format 3\0" + b"\x01" * 5000])
+def test_another_file_in_rpms_place_is_no_error(tmp_path: Path, data: bytes) -> None:
+    tree = plant(tmp_path, {"usr/lib/sysimage/rpm/rpmdb.sqlite": data})
+    assert packages.installed_versions(tree) == {}
+
+
+@pytest.mark.parametrize("blob", [b"", b"\0" * 8, b"\xff" * 64, b"\0\0\0\x01" + b"\0" * 20])
+def test_a_broken_rpm_header_has_no_version(blob: bytes) -> None:
+    assert packages.header_version(blob) is None

@@ -241,39 +241,49 @@ def test_this_hosts_families_are_what_the_smoke_tests_find() -> None:
         assert ("AF_INET" in families[name]) == any(":" not in address for address in far)
 
 
-def test_a_prefix_is_absent_broken_or_whole(tmp_path: Path) -> None:
-    def state(name: str, files: dict[str, str | bytes]) -> Any:
-        return installed.prefix_state(
-            plant(tmp_path, {f"{name}/{k}": v for k, v in files.items()}), name
-        )
+RECORD = "share/tdstack/install.json"
+VERSION: dict[str, str | bytes] = {
+    f"versions/ab12/{RECORD}": '{"cuda": "12.4", "archs": ["sm_90"], "driver_floor": "525.60.13"}',
+    "versions/ab12/bin/python": "",
+}
+IN_USE: dict[str, str | bytes] = {"current": "-> versions/ab12"}
 
-    manifest = '{"cuda": "12.4", "archs": ["sm_90"], "driver_floor": "525.60.13"}'
-    version: dict[str, str | bytes] = {"versions/ab12/share/tdstack/manifest.json": manifest}
-    whole = state("a", {**version, "current": "-> versions/ab12", "versions/ab12/bin/python": ""})
-    assert (whole.state, whole.key, whole.cuda, whole.archs) == (
-        "whole",
-        "ab12",
-        "12.4",
-        ("sm_90",),
-    )
-    assert whole.driver_floor == "525.60.13"
-    lost = state("b", {**version, "current": "-> versions/ab12"})
-    assert (lost.state, lost.problems) == ("broken", ("bin/python is missing or leads nowhere",))
-    assert state("c", version).state == "broken"
-    assert "nowhere" in state("d", {**version, "current": "-> versions/gone"}).problems[0]
-    assert "manifest" in state("e", {"x": ""}).problems[0]
-    odd: dict[str, str | bytes] = {"share/tdstack/manifest.json": "[1]", "bin/python": ""}
-    assert state("f", odd).problems == ("its manifest is not an object",)
-    assert installed.prefix_state(Tree(tmp_path, {}), "none").state == "absent"
+
+def test_a_prefix_in_use_is_whole(tmp_path: Path) -> None:
+    tree = plant(tmp_path, VERSION | IN_USE)
+    found = installed.prefix_state(Tree(Path("/"), {}), str(tmp_path))
+    assert (found.where, found.state, found.problems) == ("prefix", "whole", ())
+    assert (found.key, found.cuda, found.archs) == ("ab12", "12.4", ("sm_90",))
+    assert found.driver_floor == "525.60.13"
+    assert installed.prefix_state(tree, "versions/ab12").state == "whole"
+    assert installed.prefix_state(tree, "current").key == "ab12"
+
+
+@pytest.mark.parametrize(
+    ("files", "state", "problem"),
+    [
+        ({}, "absent", ""),
+        ({".tdstack/prefix.json": "{}"}, "absent", ""),  # all was uninstalled, or is in the making
+        (VERSION, "broken", "no link"),
+        ({"current": "-> versions/gone"}, "broken", "nowhere"),
+        ({"versions/ab12/x": "", **IN_USE}, "broken", "has no share/tdstack/install.json"),
+        ({"bin/python": ""}, "broken", "no prefix of"),
+        ({f"versions/ab12/{RECORD}": "{}", **IN_USE}, "broken", "bin/python"),
+        ({RECORD: "[1]", "bin/python": ""}, "broken", "not an object"),
+        ({RECORD: "[" * 100_000}, "broken", "not JSON"),
+    ],
+)
+def test_a_prefix_is_absent_or_broken(
+    tmp_path: Path, files: dict[str, str | bytes], state: str, problem: str
+) -> None:
+    found = installed.prefix_state(plant(tmp_path, {f"p/{k}": v for k, v in files.items()}), "/p")
+    assert (found.where, found.path, found.state) == ("prefix", "/p", state)
+    assert problem in " ".join(found.problems or ())
 
 
 def test_an_image_of_tdstack_knows_itself(tmp_path: Path) -> None:
     tree = plant(tmp_path, {"opt/tdstack/manifest.json": '{"cuda": "12.8", "archs": 3}'})
     found = installed.installed(tree).sections["tdstack"]
-    assert (found.where, found.state, found.cuda, found.archs) == (
-        "container",
-        "whole",
-        "12.8",
-        None,
-    )
+    assert (found.where, found.state) == ("container", "whole")
+    assert (found.cuda, found.archs) == ("12.8", None)
     assert installed.installed(Tree(tmp_path / "x", {})).sections["tdstack"].where == "none"

@@ -222,7 +222,10 @@ def test_this_host_is_recorded_without_its_name(tmp_path: Path) -> None:
     assert {probe.state for probe in facts.probes or ()} <= {"ok", "partial"}
 
 
-def test_an_interrupt_ends_the_probes_and_writes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_probes_and_writes_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     slow = tmp_path / "slow"
     slow.mkdir()
     (slow / "pynvml.py").write_text("import time\ntime.sleep(60)\n")
@@ -237,7 +240,7 @@ def test_an_interrupt_ends_the_probes_and_writes_nothing(tmp_path: Path) -> None
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=20)
     finally:
         process.kill()

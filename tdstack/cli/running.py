@@ -141,6 +141,7 @@ def compile(
     record="write this host's facts to FILE, without what names it or its people",
     facts="judge the host that FILE records instead of this one",
     prefix="also look at this prefix of `invoke install`",
+    limit="seconds for each question to the host (default: 15 to 90)",
 )
 def doctor(
     c: Context,
@@ -148,6 +149,7 @@ def doctor(
     record: str = "",
     facts: str = "",
     prefix: str = "",
+    limit: float = 0.0,
     json: bool = False,
     dry: bool = False,
 ) -> None:
@@ -155,7 +157,7 @@ def doctor(
     from tdstack.doctor.verb import Options
     from tdstack.doctor.verb import doctor as run
 
-    if code := run(Options(cuda, record, facts, prefix, dry), as_json=json):
+    if code := run(Options(cuda, record, facts, prefix, limit, dry), as_json=json):
         raise Exit(code=code)
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from tdstack.doctor.verb import Options, doctor
 from tdstack.errors import ExitCode, HostError, TdstackError
 
 INTERRUPTED = 130
+LIMIT = "seconds for each question to the host (default: 15 to 90); all takes a little longer"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--record", default="", metavar="FILE", help="keep this host's facts")
     made.add_argument("--facts", default="", metavar="FILE", help="judge a recorded host instead")
     made.add_argument("--prefix", default="", metavar="DIR", help="also look at this prefix")
+    made.add_argument("--limit", default=0.0, type=float, metavar="SECONDS", help=LIMIT)
     made.add_argument("--json", action="store_true", help="machine-readable result on stdout")
     made.add_argument("--dry", action="store_true", help="no side effects: write no record")
     return made
@@ -31,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the doctor; return its exit code (docs/exit-codes.md)."""
     given = parser().parse_args(arguments)
-    options = Options(given.cuda, given.record, given.facts, given.prefix, given.dry)
+    options = Options(given.cuda, given.record, given.facts, given.prefix, given.limit, given.dry)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     try:
         return doctor(options, as_json=given.json)
     except TdstackError as error:
@@ -46,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def interrupt(_number: int, _frame: object) -> NoReturn:
+    """Make an end from outside what a Ctrl-C is, so that no probe is left running."""
+    raise KeyboardInterrupt
 
 
 def _ended(error: TdstackError, *, as_json: bool) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,19 @@ class Answer:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def collect(prefix: str = "", root: str = "/", limits: Mapping[str, float] | None = None) -> Facts:
+def collect(prefix: str = "", limit_s: float = math.inf, root: str = "/") -> Facts:
     """Return what this host says of itself, now; nothing is changed, and nothing is raised.
 
-    `prefix` is a folder of tdstack to look at; `limits` are seconds by probe, in place of the
-    usual ones.
+    `prefix` is a folder of tdstack to look at; `limit_s` bounds each question where its usual
+    limit is longer.
     """
-    bounds = LIMITS_S | dict(limits or {})
-    first = [Question(name, "", bounds.get(name, LIMIT_S)) for name in FIRST]
-    answers = ask_all([*first, Question("installed", prefix)], root)
-    answers += ask_all(_places(answers, prefix, root), root)
+
+    def within(questions: Iterable[Question]) -> list[Question]:
+        return [replace(q, limit_s=min(q.limit_s, limit_s)) for q in questions]
+
+    first = [Question(name, "", LIMITS_S.get(name, LIMIT_S)) for name in FIRST]
+    answers = ask_all(within([*first, Question("installed", prefix)]), root)
+    answers += ask_all(within(_places(answers, prefix, root)), root)
     return load(record_of(answers))
 
 
@@ -106,7 +110,8 @@ def ask(question: Question, root: str, running: set[subprocess.Popen[bytes]]) ->
     `running` holds its process for as long as it runs.
     """
     begin = time.monotonic()
-    command = [sys.executable, "-m", "tdstack.doctor.probes", root, question.probe]
+    # -P: a prolog runs as root, and what lies in the current folder must not be imported.
+    command = [sys.executable, "-P", "-m", "tdstack.doctor.probes", root, question.probe]
     path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
     environment = dict(os.environ) | {"PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
     if question.probe in ("nvml", "libcuda"):
@@ -143,7 +148,10 @@ def _failed(question: Question, state: str, seconds: float, why: str) -> Answer:
     reasons = dict.fromkeys(SECTIONS.get(question.probe, ()), f"{question.probe}: {why}")
     if not reasons:
         reasons = {question.probe: why}
-    return Answer(question, state, seconds, why, {}, reasons)
+    # A driver that hangs is a fault, not a fact that happens to be unknown.
+    hung = question.probe == "nvml" and state == "timeout"
+    sections = {"driver": {"nvml": "timeout"}} if hung else {}
+    return Answer(question, state, seconds, why, sections, reasons)
 
 
 # What is not known when a probe does not answer, where its name does not say it.

@@ -68,9 +68,9 @@ class Driver:
 
     `version` is the loaded kernel module's; `library` that of libnvidia-ml and libcuda.
     `cuda` is the newest CUDA that it serves, such as `12.4`. `kind` is `open` or `proprietary`.
-    `nvml` is `ok`, `no-library`, `no-package` (pynvml), `not-loaded`, `mismatch`, `no-permission`
-    or `error`. `parameters` are those of /proc/driver/nvidia/params. `devices` are names in /dev:
-    `nvidia*`, `gdrdrv`, `infiniband`, `dxg`.
+    `nvml` is `ok`, `no-library`, `no-package` (pynvml), `not-loaded`, `mismatch`, `no-permission`,
+    `timeout` (it hangs) or `error`. `parameters` are those of /proc/driver/nvidia/params.
+    `devices` are names in /dev: `nvidia*`, `gdrdrv`, `infiniband`, `dxg`.
     """
 
     present: Flag = None

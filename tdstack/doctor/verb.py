@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,13 +20,15 @@ from tdstack.errors import ExitCode, HostError, UsageError
 class Options:
     """What to judge: `facts` a record in place of this host, `cuda` one line, `prefix` a folder.
 
-    `record` is the file that gets this host's facts.
+    `record` is the file that gets this host's facts; `limit_s` bounds each question to the host,
+    0 for the usual limits.
     """
 
     cuda: str = ""
     record: str = ""
     facts: str = ""
     prefix: str = ""
+    limit_s: float = 0.0
     dry: bool = False
 
     def check(self) -> None:
@@ -35,6 +38,12 @@ class Options:
                 "a record can be judged, and this host can be recorded, but not both at once",
                 where=f"--facts with {'--record' if self.record else '--prefix'}",
                 expected="one of them",
+            )
+        if not (self.limit_s == 0 or 1 <= self.limit_s < math.inf):
+            raise UsageError(
+                "no number of seconds to wait",
+                where=f"--limit {self.limit_s:g}",
+                expected="1 or more; or 0 for the usual limits",
             )
         path = Path(self.record).expanduser().absolute()
         if self.record and (path.is_dir() or not path.parent.is_dir()):
@@ -70,14 +79,14 @@ def doctor(options: Options, *, as_json: bool) -> int:
     return diagnosis.code
 
 
-def facts_of(options: Options, look: Callable[[str], Facts] = collect) -> Facts:
+def facts_of(options: Options, look: Callable[[str, float], Facts] = collect) -> Facts:
     """Return the facts that are to be judged: a record's, or this host's."""
     if options.facts:
         path = Path(options.facts).expanduser()
         facts = read_record(path)
         return facts if facts.label else replace(facts, label=path.stem)
     prefix = str(Path(options.prefix).expanduser().absolute()) if options.prefix else ""
-    return replace(look(prefix), label=host_name())
+    return replace(look(prefix, options.limit_s or math.inf), label=host_name())
 
 
 def diagnose(facts: Facts, cuda: str) -> Diagnosis:

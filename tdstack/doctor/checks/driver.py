@@ -36,9 +36,9 @@ def present(host: Host) -> Answer | None:
     if said == "no-package":
         what = "the driver could not be asked: nvidia-ml-py is not installed"
         return trouble("unknown", "driver-not-asked", what, evidence)
-    if said == "error":
-        what = "the driver answers with an error"
-        return trouble("failure", "driver-error", what, host.facts.reason("driver") or evidence)
+    if said in ("error", "timeout"):
+        what = f"the driver {'answers with an error' if said == 'error' else 'does not answer'}"
+        return trouble("failure", "driver-error", what, host.facts.reason("gpus") or evidence)
     return unknown(host, "driver.present", "whether there is a driver is not known")
 
 

@@ -34,7 +34,7 @@ def container(tree: Tree) -> Part:
     programs = ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-cli")
     present = any(tree.has(f"{folder}/{name}") for folder in BINARIES for name in programs)
     if package is None and present:
-        part.unknown("container.toolkit_version", "its package is not one of dpkg's")
+        part.unknown("container.toolkit_version", "no package of dpkg or rpm has it")
     part.sections["container"] = Container(
         inside=kind != "",
         kind=kind,

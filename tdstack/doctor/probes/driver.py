@@ -9,7 +9,7 @@ from typing import Any
 
 from tdstack.doctor.facts import Driver, Module
 from tdstack.doctor.hardware import Gpu
-from tdstack.doctor.probes.inside import process_runs
+from tdstack.doctor.probes.inside import container_kind, process_runs
 from tdstack.doctor.probes.part import Part
 from tdstack.doctor.probes.tree import Tree
 
@@ -20,6 +20,7 @@ CONCERNED = re.compile(
     r"iommufd|fuse$|overlay$|squashfs$|xpmem|knem)"
 )
 NODES = re.compile(r"^(nvidia|gdrdrv$|infiniband$|dxg$)")
+NODE = re.compile(r"^(nvidia\d+|dxg)$")
 LIBRARIES = (
     *("libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-ptxjitcompiler.so.1"),
     *("libibverbs.so.1", "libmlx5.so.1", "librdmacm.so.1", "libgdrapi.so.2", "libfabric.so.1"),
@@ -100,6 +101,9 @@ def _modules(tree: Tree) -> tuple[Module, ...] | None:
 def _gpus(tree: Tree) -> tuple[Gpu, ...] | None:
     folder = "proc/driver/nvidia/gpus"
     names = tree.names(folder)
+    nodes = tree.names("dev")
+    if nodes is not None and container_kind(tree) and not any(map(NODE.match, nodes)):
+        return ()  # /proc shows a container the GPUs of its host, whether they were passed or not
     if names is None:
         return None
     found = []

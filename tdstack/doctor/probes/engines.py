@@ -54,7 +54,7 @@ def engines(
         version = next((upstream(versions[own]) for own in packages if own in versions), None)
         installed = _program(tree, name) or version is not None
         if installed and version is None:
-            part.unknown(f"container.engines.{name}", "its package is not one of dpkg's")
+            part.unknown(f"container.engines.{name}", "no package of dpkg or rpm has it")
         shares = name in ("podman", "buildah") and installed
         root = _containers_storage(tree) if shares else None
         found.append(Engine(name=name, installed=installed, version=version, root=root))

@@ -9,6 +9,8 @@ from tdstack.doctor.probes.part import Part
 from tdstack.doctor.probes.tree import Tree
 
 PROGRAM = "nv-fabricmanager"
+# Debian's has the driver's branch behind it, such as -550; rpm's is spelt otherwise.
+PACKAGES = ("nvidia-fabricmanager", "nvidia-fabric-manager")
 UNIT = "nvidia-fabricmanager.service"
 UNITS = ("etc/systemd/system", "lib/systemd/system", "usr/lib/systemd/system")
 
@@ -17,14 +19,14 @@ def fabric(tree: Tree) -> Part:
     """Look for the program, its package, its unit and its process."""
     part = Part()
     versions = installed_versions(tree)
-    own = [held for name, held in versions.items() if name.startswith("nvidia-fabricmanager")]
+    own = [held for name, held in versions.items() if name.startswith(PACKAGES)]
     programs = [f"usr/bin/{PROGRAM}", f"usr/sbin/{PROGRAM}", f"usr/local/bin/{PROGRAM}"]
     installed = bool(own) or any(tree.has(place) for place in programs)
     running = process_runs(tree, PROGRAM)
     if running is None:
         part.unknown("fabric.manager_running", "a container does not see its host's processes")
     if installed and not own:
-        part.unknown("fabric.manager_version", "its package is not one of dpkg's")
+        part.unknown("fabric.manager_version", "no package of dpkg or rpm has it")
     part.sections["fabric"] = Fabric(
         manager_installed=installed or bool(running),
         manager_running=running,

@@ -10,45 +10,52 @@ from tdstack.doctor.probes.part import Part
 from tdstack.doctor.probes.tree import Tree
 
 IMAGE = "opt/tdstack"
+# A version of a prefix says what it is when all else is there; an image has a manifest.
+RECORD, MANIFEST = "share/tdstack/install.json", "manifest.json"
 
 
 def installed(tree: Tree, prefix: str = "") -> Part:
-    """Read the manifest of a prefix, or of the image where this is one of tdstack's.
-
-    A prefix is `DIR/current -> versions/<key>`; a folder with a manifest of its own is one too.
-    """
+    """Read what a prefix says of itself, or the image where this is one of tdstack's."""
     if prefix:
         return Part({"tdstack": prefix_state(tree, prefix)})
-    if tree.has(f"{IMAGE}/manifest.json"):
-        return Part({"tdstack": _described(tree, "container", IMAGE, IMAGE)})
+    if tree.has(f"{IMAGE}/{MANIFEST}"):
+        return Part({"tdstack": _described(tree, "container", IMAGE, MANIFEST, f"/{IMAGE}")})
     return Part({"tdstack": Installed(where="none", state="absent")})
 
 
 def prefix_state(tree: Tree, prefix: str) -> Installed:
-    """Return the state of a prefix: absent, broken (with its problems) or whole."""
+    """Return the state of a prefix: absent, broken (with its problems) or whole.
+
+    A prefix is `DIR/current -> versions/KEY`; one version, or `current` itself, can be named too.
+    """
     root = prefix.lstrip("/")
-    if not tree.has(root):
-        return Installed(where="prefix", path=prefix, state="absent")
-    folder = root
-    if tree.has(f"{root}/current") or tree.has(f"{root}/versions"):
-        folder = f"{root}/current"
-        if tree.target(folder) is None:
-            return _broken(prefix, "there are versions, and no link `current` to one of them")
-        if not tree.path(folder).is_dir():
-            return _broken(prefix, "`current` leads nowhere")
-    if not tree.has(f"{folder}/share/tdstack/manifest.json"):
-        return _broken(prefix, "it has no share/tdstack/manifest.json")
-    return _described(tree, "prefix", folder, f"{folder}/share/tdstack", prefix)
+    if tree.has(f"{root}/{RECORD}"):
+        return _described(tree, "prefix", root, RECORD, prefix)
+    current = f"{root}/current"
+    if tree.target(current) is None:
+        if not tree.names(root) or (tree.has(f"{root}/.tdstack") and not _versions(tree, root)):
+            return Installed(where="prefix", path=prefix, state="absent")
+        if not _versions(tree, root):
+            return _broken(prefix, f"it is no prefix of `invoke install`: it has no {RECORD}")
+        return _broken(prefix, "there are versions, and no link `current` to one of them")
+    if not tree.path(current).is_dir():
+        return _broken(prefix, "`current` leads nowhere")
+    if not tree.has(f"{current}/{RECORD}"):
+        return _broken(prefix, f"its version in use has no {RECORD}")
+    return _described(tree, "prefix", current, RECORD, prefix)
 
 
-def _described(tree: Tree, where: str, folder: str, share: str, path: str = "") -> Installed:
-    path = path or f"/{folder}"
+def _versions(tree: Tree, root: str) -> tuple[str, ...]:
+    return tree.names(f"{root}/versions") or ()
+
+
+def _described(tree: Tree, where: str, folder: str, record: str, path: str) -> Installed:
     try:
-        manifest = json.loads(tree.text(f"{share}/manifest.json") or "")
+        told = json.loads(tree.text(f"{folder}/{record}") or "")
     except (ValueError, RecursionError):
-        return _broken(path, "its manifest is not JSON", where)
-    if not isinstance(manifest, dict):
-        return _broken(path, "its manifest is not an object", where)
+        return _broken(path, f"its {record} is not JSON", where)
+    if not isinstance(told, dict):
+        return _broken(path, f"its {record} is not an object", where)
     problems = []
     if where == "prefix" and not tree.path(f"{folder}/bin/python").exists():
         problems.append("bin/python is missing or leads nowhere")
@@ -57,14 +64,13 @@ def _described(tree: Tree, where: str, folder: str, share: str, path: str = "") 
         path=path,
         state="broken" if problems else "whole",
         problems=tuple(problems),
-        version=_text(manifest, "tdstack", "version"),
-        cuda=_text(manifest, "cuda"),
-        triton=_text(manifest, "triton"),
-        torch=_text(manifest, "torch"),
-        python=_text(manifest, "python"),
-        key=_text(manifest, "key") or _last(tree.target(folder)),
-        archs=_words(manifest.get("archs")),
-        driver_floor=_text(manifest, "driver_floor", "driver"),
+        cuda=_text(told, "cuda"),
+        triton=_text(told, "triton"),
+        torch=_text(told, "torch"),
+        python=_text(told, "python"),
+        key=_text(told, "key") or _last(tree.target(folder)),
+        archs=_words(told.get("archs")),
+        driver_floor=_text(told, "driver_floor"),
     )
 
 
@@ -76,9 +82,9 @@ def _broken(path: str, problem: str, where: str = "prefix") -> Installed:
     return Installed(where=where, path=path, state="broken", problems=(problem,))
 
 
-def _text(manifest: dict[str, Any], *names: str) -> str | None:
-    found = (manifest.get(name) for name in names)
-    return next((value for value in found if isinstance(value, str)), None)
+def _text(told: dict[str, Any], name: str) -> str | None:
+    value = told.get(name)
+    return value if isinstance(value, str) else None
 
 
 def _words(value: object) -> tuple[str, ...] | None:

@@ -46,6 +46,8 @@ HEALTH: tuple[tuple[int, int, dict[int, str]], ...] = (
     ),
 )
 MOST_LINKS = 36
+# What NVML says of a switch that a virtual machine does not see.
+NOWHERE = "ffff:ff:ff.0"
 # nvmlNvlinkVersion_t to the generation: 2.2 is 3, 3.0 is 4, 3.1 is 5, 4.0 is 6 and 5.0 is 7.
 GENERATIONS = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4, 7: 5, 8: 6}
 
@@ -155,12 +157,13 @@ def _link(ask: Asker, handle: Any, index: int, active: bool) -> NvLink:
     counted = [get("errors", "ErrorCounter", counter) for counter in (0, 1, 2)]
     known = [count for count in counted if count is not None]
     remote = get("remote", "RemoteDeviceType")
+    place = bus_id(getattr(get("remote_pci", "RemotePciInfo"), "busId", None))
     return NvLink(
         index=index,
         active=True,
         version=GENERATIONS.get(get("version", "Version")),
         remote=REMOTES.get(remote),
-        remote_pci=bus_id(getattr(get("remote_pci", "RemotePciInfo"), "busId", None)),
+        remote_pci=None if place == NOWHERE else place,
         errors=sum(known) if known else None,
     )
 
