@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ class Site:
     source: Path
     root: Path  # of the local one
     image: Host
-    tags: list[str] = field(default_factory=list)  # of every image that was published
 
     def state(self, name: str) -> dict[str, Any]:
         """Return the record that a host keeps."""
@@ -70,7 +69,6 @@ class Site:
         file = str(self.fleet.variables["tdstack_cluster_file"])
         pushed = self.image.invoke("push", *OPTIONS, *at, "--cluster", file, root=self.source)
         assert pushed.code == 0, pushed.err
-        self.tags += plan.final.tags
         self.image.wipe()
 
 
@@ -207,8 +205,7 @@ def test_a_roll_out_and_the_way_back(site: Site, plain_registry: RunningRegistry
     assert (site.root.parent / "etc/cluster.env").read_text() == cluster_then
     assert {host for host, n in back.count("changed").items() if n} == {LOCAL}
 
-    gone = fleet.play("uninstall.yml", tdstack_uninstall_images=True)
+    gone = fleet.play("uninstall.yml")
     assert gone.code == 0, gone.out
     assert not site.root.exists()
-    assert not site.image.names() & set(site.tags)
     assert "tdstack" not in site.hosts[0].run("ls", "/opt", "/etc", "/etc/ansible/facts.d")
