@@ -4,12 +4,21 @@
 #   scripts/bootstrap.sh              .venv with everything pinned; a container engine if none works
 #   scripts/bootstrap.sh VERB ...     the same, then `invoke VERB ...`
 #
+# TDSTACK_TOOLS=node: what a cluster's node needs and no more, from requirements-node.lock; no
+# engine or other package is installed, as that is the business of who manages the node.
+#
 # Safe to run again: what is there is left alone. Exit code 3: something is missing on this
 # host that this script may not or cannot install; the message says what to do.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-readonly root venv="$root/.venv" lock="$root/requirements.lock"
+# Resolved: where .venv is a link, the programs in it must name what it points to.
+venv=$(realpath -m -- "$root/.venv")
+case ${TDSTACK_TOOLS:-all} in
+  node) lock="$root/requirements-node.lock" ;;
+  *) lock="$root/requirements.lock" ;;
+esac
+readonly root venv lock
 
 say() { printf 'bootstrap: %s\n' "$*" >&2; }
 
@@ -64,7 +73,7 @@ ensure_venv() {
     say ".venv is up to date"
     return
   fi
-  say "creating .venv with $("$python" --version) from requirements.lock"
+  say "creating .venv with $("$python" --version) from ${lock##*/}"
   # A .venv left half-made by an interruption is cheaper to make anew than to trust.
   "$python" -m venv --clear "$venv"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
@@ -128,6 +137,22 @@ ensure_slurm() {
     || say "this distribution has no ${packages[*]}: tests of Slurm will be skipped"
 }
 
+# The tests of Ansible log in to hosts of their own: network namespaces with an sshd each.
+ensure_ssh() {
+  local -a packages=()
+  PATH=$PATH:/usr/sbin command -v sshd >/dev/null || packages+=(openssh-server)
+  command -v ssh >/dev/null || packages+=(openssh-client)
+  PATH=$PATH:/usr/sbin command -v ip >/dev/null || packages+=(iproute2)
+  command -v gpg >/dev/null || packages+=(gpg gpg-agent)
+  if ((${#packages[@]} == 0)); then return; fi
+  if ! is_debian || ((EUID != 0)); then
+    say "no sshd: its tests will be skipped (as root on Debian: apt-get install ${packages[*]})"
+    return
+  fi
+  (install_packages "${packages[@]}") \
+    || say "this distribution has no ${packages[*]}: tests over ssh will be skipped"
+}
+
 engine_works() {
   buildah images --quiet >/dev/null 2>&1 || docker version >/dev/null 2>&1
 }
@@ -173,12 +198,13 @@ ensure_engine() {
 main() {
   ensure_python
   ensure_venv
-  ensure_engine "${1:-}"
+  if [[ ${TDSTACK_TOOLS:-all} != node ]]; then ensure_engine "${1:-}"; fi
   case ${1:-} in lint | smoke | test) ensure_torch ;; esac
   case ${1:-} in smoke | test) ensure_models ;; esac
   if [[ ${1:-} == test ]]; then
     ensure_browser
     ensure_slurm
+    ensure_ssh
   fi
   if (($# > 0)); then
     cd -- "$root"

@@ -172,6 +172,7 @@ def doctor(
     label="name of this host in the report (default: its own)",
     limit="seconds for each step that waits for other ranks (default: each step's own)",
     image="run inside this image: REF, as `invoke build` made it",
+    prefix="run on what `invoke install` made in this folder, with its Python",
     merge="run nothing: put recorded runs together, of files or folders; repeatable",
     compare="run nothing: what changed from one recorded run to another: --compare A --compare B",
 )
@@ -189,6 +190,7 @@ def smoke(
     merge: list[str] | None = None,
     compare: list[str] | None = None,
     json: bool = False,
+    prefix: str = "",
 ) -> None:
     """Check this environment and the fused kernels: imports, compilation, ranks of every kind."""
     if merge or compare:
@@ -201,7 +203,7 @@ def smoke(
         from tdstack.smoke.run import Options
         from tdstack.smoke.run import smoke as run
 
-        options = Options(tier, ranks, kernels, self_test, out, label, limit, image, engine)
+        options = Options(tier, ranks, kernels, self_test, out, label, limit, image, engine, prefix)
         found = run(Workspace.here().root, options)
     if json:
         console.emit_json(found)
@@ -236,7 +238,7 @@ def bench(
 @verb
 @helps(fix="let ruff mend what it can, and write the pages that are made from data")
 def lint(c: Context, fix: bool = False) -> None:
-    """Run ruff, mypy --strict, shellcheck, hadolint and zizmor."""
+    """Run every linter: Python, shell, YAML, the Ansible role, Dockerfiles, workflows."""
     from tdstack.lint import lint as run
 
     run(Workspace.here().root, fix=fix)

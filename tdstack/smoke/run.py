@@ -31,6 +31,8 @@ from tdstack.errors import (
 )
 from tdstack.smoke.image import OUT, USER, Inside, find_image, host_gpus
 from tdstack.smoke.image import run_checks as run_in_image
+from tdstack.smoke.prefix import command as prefix_command
+from tdstack.smoke.prefix import find_python
 
 RANKS: Final = (0, 1, 2, 4, 8)
 KERNELS: Final = ("auto", "cubins", "jit")
@@ -52,6 +54,7 @@ class Options:
     limit: float = 0.0
     image: str = ""
     engine: str = "auto"
+    prefix: str = ""
 
     def require_valid(self) -> None:
         """Raises: UsageError for what does not exist or contradicts itself."""
@@ -69,6 +72,12 @@ class Options:
                 "cubins need a GPU: on CPUs the kernels are interpreted",
                 where=f"--kernels {self.kernels}",
                 expected="--tier gpu or multi-gpu",
+            )
+        if self.prefix and (self.image or self.tier == "multi-node"):
+            raise UsageError(
+                "a prefix is checked on this host, by itself",
+                where="--prefix with " + ("--image" if self.image else "--tier multi-node"),
+                expected="one of them",
             )
         if self.image and self.tier == "multi-node":
             raise UsageError(
@@ -98,6 +107,11 @@ def smoke(root: Path, options: Options) -> dict[str, Any]:
         inside = open_image(root, options)
         folder = _folder(root, options)
         status = run_inside(inside, root, options, folder)
+    elif options.prefix:
+        python = find_python(root, options.prefix)
+        folder = _folder(root, options)
+        with prefix_command(root, python, selection(options, folder / FILE)) as words:
+            status = run_checks(folder, words)
     else:
         folder = _folder(root, options)
         nodes = options.tier == "multi-node"
