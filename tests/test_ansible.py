@@ -205,7 +205,9 @@ def test_a_roll_out_and_the_way_back(site: Site, plain_registry: RunningRegistry
     assert (site.root.parent / "etc/cluster.env").read_text() == cluster_then
     assert {host for host, n in back.count("changed").items() if n} == {LOCAL}
 
-    gone = fleet.play("uninstall.yml")
+    # Both images, though the record names one of them no more.
+    gone = fleet.play("uninstall.yml", tdstack_uninstall_images=True)
     assert gone.code == 0, gone.out
+    assert site.image.names() == set(), gone.out
     assert not site.root.exists()
     assert "tdstack" not in site.hosts[0].run("ls", "/opt", "/etc", "/etc/ansible/facts.d")
