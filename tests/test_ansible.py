@@ -82,7 +82,7 @@ def site(
     (source / TABLE).write_text(FEW_KERNELS)
     commit(source, "few kernels")
     names = ["gpu01", "gpu02"]
-    fill_stores(shared, [LOCAL, *names])
+    fill_stores(shared, [LOCAL, "common"])
     with (
         ssh_hosts(folder / "hosts", names, shared) as hosts,
         buildah_host(folder) as image,
@@ -112,7 +112,8 @@ def site(
             "tdstack_wheelhouse_archive": str(wheels_of(folder)),
             "tdstack_environment": {
                 **node_path(),
-                "TDSTACK_CACHE": "/run/shared/{{ inventory_hostname }}",
+                # One for both, as on a cluster: they install at once, into the same path.
+                "TDSTACK_CACHE": "/run/shared/common",
             },
             "tdstack_install_packages": False,
             "tdstack_free_bytes": 1_000_000_000,
