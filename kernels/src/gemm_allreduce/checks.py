@@ -10,18 +10,16 @@ from .arguments import ARGUMENTS, POINTERS
 from .bundle import Record
 from .limits import ctas_per_sm, limits
 from .resources import Kernel, read_kernel
-from .sass import Accesses, count_accesses
-from .variants import MULTIMEM_ELEMENTS, WARP, Variant
+from .sass import Access, Accesses, count_accesses
+from .variants import MULTIMEM_ELEMENTS, SUM_AREA, WARP, Variant
 
 WIDE: Final = 16
 """Bytes that a thread moves at a time where a tile is concerned."""
 
 _WORD: Final = 4
 
-_ARRIVE_STORES: Final = 2
-"""Words that the last CTA to arrive stores: arrival counter and epoch."""
-_REPORT_STORES: Final = 11
-"""Words that a CTA stores for a wait that failed: five in the heap, six in the host's copy."""
+_REPORT_STORES: Final = 12
+"""Words that a CTA stores for a wait that failed: six in the heap, six in the host's copy."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +156,10 @@ def _width(variant: Variant, accesses: Accesses) -> Iterator[Problem]:
     if stores < expected.stores:
         what = "stores of 16 bytes a thread: partials, results, y"
         yield "width", what, f"at least {expected.stores}", f"{stores} ({accesses})"
-    if not accesses.of("copy"):
-        what = "asynchronous copies of x and weight to shared memory"
+    copies: Access = "bulk load" if variant.tile.bulk else "copy"
+    if not accesses.of(copies) and variant.product:
+        kind = "bulk" if variant.tile.bulk else "asynchronous"
+        what = f"{kind} copies of x and weight to shared memory"
         yield "width", what, "some", f"none ({accesses})"
     for what, most, got in (
         ("asynchronous copies below 16 bytes", 0, accesses.narrow("copy", WIDE)),
@@ -168,9 +168,10 @@ def _width(variant: Variant, accesses: Accesses) -> Iterator[Problem]:
         ("loads below 4 bytes: at most one of bias", 1, accesses.narrow("load", _WORD)),
         ("loads below 2 bytes", 0, accesses.narrow("load", 2)),
         ("accesses to memory of an unknown kind", 0, accesses.of("generic")),
+        ("bulk loads", None if variant.tile.bulk else 0, accesses.of("bulk load")),
         ("bulk copies, which no flag of the protocol orders", 0, accesses.of("bulk")),
     ):
-        if got > most:
+        if most is not None and got > most:
             yield "width", what, f"at most {most}", f"{got} ({accesses})"
 
 
@@ -190,17 +191,19 @@ def expected_traffic(variant: Variant) -> Traffic:
     and what the optimiser may add to it come on top.
     """
     ranks = variant.world_size
-    tile = _pieces(variant, variant.tile.block_m)
+    tile = _pieces(variant, variant.tile.area)
+    if variant.algorithm == "direct":
+        return Traffic(0, tile, 0)
     if variant.algorithm == "one_shot":
-        return Traffic(ranks * tile, (ranks + 1) * tile, _ARRIVE_STORES + _REPORT_STORES)
-    unit = _pieces(variant, variant.unit_rows)
-    words = _ARRIVE_STORES + 2 * _REPORT_STORES
+        return Traffic(ranks * tile, (ranks + 1) * tile, _REPORT_STORES)
+    unit = variant.unit_rows * variant.tile.block_n
+    words = 2 * _REPORT_STORES
     if variant.multimem:  # the switch sums, and sends to all
-        return Traffic(tile, tile + unit + tile, words)
-    return Traffic(ranks * unit + tile, tile + ranks * unit + tile, words)
+        return Traffic(tile, tile + _pieces(variant, unit) + tile, words)
+    part = _pieces(variant, min(unit, SUM_AREA))  # in a loop
+    return Traffic(ranks * part + tile, tile + ranks * part + tile, words)
 
 
-def _pieces(variant: Variant, rows: int) -> int:
-    """16-byte pieces that each thread moves of so many rows of a tile."""
-    elements = rows * variant.tile.block_n
+def _pieces(variant: Variant, elements: int) -> int:
+    """16-byte pieces that each thread moves of so many elements."""
     return max(1, elements // (MULTIMEM_ELEMENTS * WARP * variant.tile.num_warps))

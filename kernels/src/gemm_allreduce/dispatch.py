@@ -36,7 +36,8 @@ class Shape:
     """What a choice depends on.
 
     ``tokens`` (M), ``features`` (N) and ``depth`` (K of this rank) are in elements; ``arch`` is
-    like ``sm_90``. Raises: ValueError for sizes, types or an architecture that are not served.
+    like ``sm_90``; ``processors`` are the multiprocessors that one rank has.
+    Raises: ValueError for sizes, types or an architecture that are not served.
     """
 
     tokens: int
@@ -46,9 +47,10 @@ class Shape:
     arch: str
     dtype: Dtype = "bf16"
     operand: Operand | None = None
+    processors: int = 132
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "features", "depth"):
+        for name in ("tokens", "features", "depth", "processors"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.world_size not in WORLD_SIZES:
@@ -86,6 +88,7 @@ class Rule:
     split: bool = False
     comm_ctas: int = 0
     ctas_per_sm: int = 1
+    max_processors: int | None = None
 
     def __post_init__(self) -> None:
         for name, given, valid in (
@@ -99,6 +102,7 @@ class Rule:
             ("max_bytes", 1),
             ("comm_ctas", 0),
             ("ctas_per_sm", 1),
+            ("max_processors", 1),
         ):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
@@ -117,6 +121,8 @@ class Rule:
             return f"M over {self.max_tokens}"
         if self.max_bytes is not None and size > self.max_bytes:
             return f"y of {size} bytes, over {self.max_bytes}"
+        if self.max_processors is not None and shape.processors > self.max_processors:
+            return f"for ranks of at most {self.max_processors} multiprocessors"
         return None
 
     def choice(self, dtype: Dtype, operand: Operand | None, world_size: int) -> Choice:
@@ -141,7 +147,8 @@ def parse_rules(tables: Iterable[Mapping[str, Any]]) -> tuple[Rule, ...]:
     for number, table in enumerate(tables, 1):
         fields = dict(table)
         try:
-            tile = Tile(*fields.pop("tile"))
+            block_m, block_n, block_k, stages, warps = fields.pop("tile")
+            tile = Tile(block_m, block_n, block_k, stages, warps, fields.pop("bulk", False))
             for name in ("world_sizes", "archs"):
                 if name in fields:
                     fields[name] = tuple(fields[name])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from .launch import (
@@ -71,12 +75,13 @@ class JitKernels:
         """
         kernel, compiled = _kernel(variant, ranks)
         options = compile_options(variant) if compiled else {}
-        kernel[launch_grid(ranks, grid)](
-            *pointers_of(ranks, operands),
-            *integers_of(ranks, operands, grid, spin_limit),
-            **constexprs(variant),
-            **options,
-        )
+        with _scratch_of(ranks) if compiled and variant.tile.bulk else nullcontext():
+            kernel[launch_grid(ranks, grid)](
+                *pointers_of(ranks, operands),
+                *integers_of(ranks, operands, grid, spin_limit),
+                **constexprs(variant),
+                **options,
+            )
 
 
 def _kernel(variant: Variant, ranks: Ranks) -> tuple[Any, bool]:
@@ -106,6 +111,33 @@ def _no_triton(ranks: Ranks) -> str:
             "interpreter can run them (install triton and set TRITON_INTERPRET=1)"
         )
     return "no cubin serves this call, and there is no Triton to compile it"
+
+
+_allocating = threading.Lock()
+
+
+@contextmanager
+def _scratch_of(ranks: Ranks) -> Iterator[None]:
+    """Let Triton's launcher take the heap's scratch for one launch; other allocators stay."""
+    import triton
+    from triton.runtime import _allocation
+
+    def allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+        if size > ranks.scratch.nbytes:
+            raise RuntimeError(
+                f"a launch wants {size} bytes of scratch; {ranks.scratch.nbytes} are there"
+            )
+        return ranks.scratch
+
+    with _allocating:
+        before = _allocation._allocator  # Triton 3.4: the allocator; later: a ContextVar of it
+        if isinstance(before, ContextVar):
+            before = before.get()
+        triton.set_allocator(allocate)
+        try:
+            yield
+        finally:
+            triton.set_allocator(before)
 
 
 def _sample(variant: Variant, ranks: Ranks) -> Operands:

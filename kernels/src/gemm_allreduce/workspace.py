@@ -149,6 +149,8 @@ class Workspace:
                 "max_features": max_features,
                 "dtype": str(self.dtype),
                 "architecture": "" if problem else self.arch,
+                # What dispatch may depend on must be the same on all ranks.
+                "multiprocessors": 0 if problem else self._all_processors,
                 "first_epoch": first_epoch,
                 "kernels": "" if problem else self.kernels.identity,
             }
@@ -170,10 +172,10 @@ class Workspace:
             processors = properties.multi_processor_count
             if not 0 <= sm_margin < processors:
                 raise ValueError(f"sm_margin must be from 0 to {processors - 1}, got {sm_margin}")
-            self._processors = processors - sm_margin
         else:
             self.arch = _INTERPRETED_ARCH
-            self._processors = _INTERPRETED_CTAS
+            processors, sm_margin = _INTERPRETED_CTAS, 0
+        self._all_processors, self._processors = processors, processors - sm_margin
         Shape(1, 8, 8, self.transport.world_size, self.arch)
         self._spin_limit = min(int(self.time_limit_s * POLLS_PER_SECOND[device.type]), 2**31 - 1)
 
@@ -214,7 +216,9 @@ class Workspace:
         )
         self._codes = status.numpy()[:, 0]
         table = words[0, place].view(torch.int64)
-        self._ranks = Ranks(self.layout, table, status, self.transport.rank, self.transport.virtual)
+        scratch = words[0, self.layout.scratch // 4 : self.layout.partial_flags // 4]
+        rank, virtual = self.transport.rank, self.transport.virtual
+        self._ranks = Ranks(self.layout, table, status, scratch, rank, virtual)
         if cuda:
             torch.cuda.synchronize(self.transport.device)
         self.transport.gather(None)  # nobody may call before everybody is ready
@@ -380,7 +384,15 @@ class Workspace:
 
     def _shape(self, tokens: int, features: int, depth: int, operand: Operand) -> Shape:
         dtype = _DTYPES[str(self.dtype)]
-        return Shape(tokens, features, depth, self.world_size, self.arch, dtype, operand)
+        processors = max(1, self._all_processors // self._sharing)
+        return Shape(
+            tokens, features, depth, self.world_size, self.arch, dtype, operand, processors
+        )
+
+    @property
+    def _sharing(self) -> int:
+        """Ranks on one GPU, as far as this process knows."""
+        return self.world_size if self.transport.virtual else 1
 
     def _choose(self, shape: Shape) -> Choice:
         choice = self._dispatch(shape)
@@ -414,10 +426,10 @@ class Workspace:
 
     def grid(self, choice: Choice, tokens: int, features: int) -> Grid:
         """Return the grid of one rank."""
-        share = self.world_size if self.transport.virtual else 1
+        share = self._sharing
         resident = max(1, self._processors * choice.ctas_per_sm // share)
         interpreted = self.transport.device.type != "cuda"
-        return plan_grid(choice, tokens, features, resident, in_order=interpreted)
+        return plan_grid(choice, tokens, features, resident, in_order=interpreted, sharing=share)
 
     def require_usable(self) -> None:
         """Raise unless a call can be made here and now; costs no synchronization.
