@@ -193,19 +193,24 @@ def _refresh_flag(heap_table, rank, epoch, first_flag, flags_end):
 
 
 @triton.jit
+def count_in(control, cta, ctas):
+    """Add this CTA's share of the 2**32 that a launch adds to the counter."""
+    share = tl.where(cta == 0, (1 << 32) + 1 - ctas.to(tl.int64), 1)
+    # One element, not a scalar: a scalar's result would be waited for, to hand it to all threads.
+    counter = control.to(tl.pointer_type(tl.int64)) + (_ARRIVALS_WORD // 2 + tl.arange(0, 1))
+    tl.atomic_add(counter, tl.zeros((1,), dtype=tl.int64) + share, sem="relaxed", scope="gpu")
+
+
+@triton.jit
 def arrive(heap_table, rank, epoch, cta, ctas, first_flag, flags_end):
     """Count this CTA in: all CTAs of a launch together add 2**32, which is one epoch.
 
     Nothing waits for it. The epoch changes when the last CTA has arrived, and each has read the
     counter before it arrives.
     """
-    control = control_words(heap_table, rank)
     # All warps must have read the epoch before this CTA may complete it.
     tl.debug_barrier()
-    share = tl.where(cta == 0, (1 << 32) + 1 - ctas.to(tl.int64), 1)
-    # One element, not a scalar: a scalar's result would be waited for, to hand it to all threads.
-    counter = control.to(tl.pointer_type(tl.int64)) + (_ARRIVALS_WORD // 2 + tl.arange(0, 1))
-    tl.atomic_add(counter, tl.zeros((1,), dtype=tl.int64) + share, sem="relaxed", scope="gpu")
+    count_in(control_words(heap_table, rank), cta, ctas)
     if (cta == 0) & (epoch % _REFRESH_CALLS == 0):
         _refresh_flag(heap_table, rank, epoch, first_flag, flags_end)
 
