@@ -10,7 +10,7 @@ import argparse
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any, Final
@@ -188,6 +188,15 @@ def choose(shape: Shape) -> Choice:
         if rule.refusal(shape) is None:
             return rule.choice(shape.dtype, shape.operand, shape.world_size)
     raise LookupError(f"no rule of the dispatch table fits {shape}")
+
+
+def sum_only(choice: Choice) -> Choice:
+    """Return the kernel that only sums, as the choice would: no bulk copies, no K loop. Pure.
+
+    Raises: ValueError for one rank, which has nothing to sum.
+    """
+    tile = replace(choice.variant.tile, bulk=False, num_stages=1)
+    return replace(choice, variant=replace(choice.variant, tile=tile, product=False))
 
 
 def token_steps(features: int, max_tokens: int) -> tuple[int, ...]:
