@@ -20,11 +20,11 @@ import torch.distributed as dist
 from gemm_allreduce import Workspace
 from gemm_allreduce.transports.shared import SharedMemoryTransport
 from smoke_tests.measure import cli, limits, pairs, plan, processes
-from smoke_tests.measure.bench import Way, measure
+from smoke_tests.measure.bench import OWN, Way, measure
 from smoke_tests.measure.links import HOW, measure_pairs
 from smoke_tests.measure.models import Model
 from smoke_tests.measure.plan import Effort
-from smoke_tests.measure.processes import Nccl, ProcessBench
+from smoke_tests.measure.processes import MakeAllReduce, Nccl, OwnAllReduce, ProcessBench
 from smoke_tests.measure.timing import HostTimer
 from smoke_tests.records import dump
 
@@ -84,7 +84,10 @@ def measured(rank: int, w: int, *, whole: bool) -> Any:
     workspace = Workspace(
         SharedMemoryTransport(group), max_tokens=64, max_features=N, dtype=torch.float16
     )
-    reduces = {"gloo": Nccl(group, device, torch.float16)}
+    reduces: dict[str, MakeAllReduce] = {
+        "gloo": Nccl(group, device, torch.float16),
+        OWN: OwnAllReduce(workspace),
+    }
     if whole:
         return whole_run(ProcessBench(group, device, workspace, reduces), w)
     bench = Bench(group, device, workspace, reduces)

@@ -10,7 +10,7 @@ import argparse
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any, Final
@@ -84,6 +84,7 @@ class Rule:
     tile: Tile
     archs: tuple[str, ...] = ARCHS
     max_tokens: int | None = None
+    max_depth: int | None = None
     max_bytes: int | None = None
     split: bool = False
     comm_ctas: int = 0
@@ -99,6 +100,7 @@ class Rule:
                 raise ValueError(f"{name} must be some of {valid}, got {given}")
         for name, least in (
             ("max_tokens", 1),
+            ("max_depth", 1),
             ("max_bytes", 1),
             ("comm_ctas", 0),
             ("ctas_per_sm", 1),
@@ -119,6 +121,8 @@ class Rule:
             return f"for {', '.join(self.archs)}"
         if self.max_tokens is not None and shape.tokens > self.max_tokens:
             return f"M over {self.max_tokens}"
+        if self.max_depth is not None and shape.depth > self.max_depth:
+            return f"K over {self.max_depth}"
         if self.max_bytes is not None and size > self.max_bytes:
             return f"y of {size} bytes, over {self.max_bytes}"
         if self.max_processors is not None and shape.processors > self.max_processors:
@@ -183,6 +187,15 @@ def choose(shape: Shape) -> Choice:
         if rule.refusal(shape) is None:
             return rule.choice(shape.dtype, shape.operand, shape.world_size)
     raise LookupError(f"no rule of the dispatch table fits {shape}")
+
+
+def sum_only(choice: Choice) -> Choice:
+    """Return the kernel that only sums, as the choice would: no bulk copies, no K loop. Pure.
+
+    Raises: ValueError for one rank, which has nothing to sum.
+    """
+    tile = replace(choice.variant.tile, bulk=False, num_stages=1)
+    return replace(choice, variant=replace(choice.variant, tile=tile, product=False))
 
 
 def token_steps(features: int, max_tokens: int) -> tuple[int, ...]:

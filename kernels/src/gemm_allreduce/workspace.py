@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import __version__
 from .bundle import CubinError
-from .dispatch import Choice, Shape, choose, token_steps
+from .dispatch import Choice, Shape, choose, sum_only, token_steps
 from .kernels import Kernels, Mode, choose_kernels
 from .launch import Grid, Operands, Ranks, plan_grid
 from .layout import (
@@ -133,7 +133,7 @@ class Workspace:
         self._dispatch = dispatch
         self._closed = False
         self._stream: int | None = None
-        self._plans: dict[tuple[int, int, int, torch.dtype], tuple[Choice, Grid]] = {}
+        self._plans: dict[tuple[int, int, int, torch.dtype, bool], tuple[Choice, Grid]] = {}
         problem: ValueError | CubinError | None = None
         try:
             self._configure(max_tokens, max_features, sm_margin)
@@ -356,27 +356,30 @@ class Workspace:
         if error is None:
             self.close()
 
-    # ------------------------------------------------------------------ for call.py
+    # ------------------------------------------------------------------ for call.py, reduce.py
 
-    def run(self, operands: Operands) -> None:
+    def run(self, operands: Operands, *, product: bool = True) -> None:
         """Launch one call of at most max_tokens rows; shapes were checked.
+
+        Without ``product`` x is [M, N], and only summed.
 
         Raises: RuntimeError, PeerTimeoutError as `gemm_allreduce`.
         """
         tokens, features = operands.y.shape[-2:]
         x = operands.x
-        choice, grid = self._planned(tokens, features, x.shape[-1], x.dtype)
+        choice, grid = self._planned(tokens, features, x.shape[-1], x.dtype, product)
         with self._current_device():
             self.kernels.launch(choice.variant, self._ranks, operands, grid, self._spin_limit)
 
     def _planned(
-        self, tokens: int, features: int, depth: int, dtype: torch.dtype
+        self, tokens: int, features: int, depth: int, dtype: torch.dtype, product: bool
     ) -> tuple[Choice, Grid]:
         """Return what a call launches; what the package's own table says is remembered."""
-        key = (tokens, features, depth, dtype)
+        key = (tokens, features, depth, dtype, product)
         if (known := self._plans.get(key)) is not None:
             return known
         choice = self._choose(self._shape(tokens, features, depth, _OPERANDS[str(dtype)]))
+        choice = choice if product else sum_only(choice)
         plan = choice, self.grid(choice, tokens, features)
         if self._dispatch is choose and len(self._plans) < _PLANS:
             self._plans[key] = plan
