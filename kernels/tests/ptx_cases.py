@@ -45,11 +45,11 @@ KINDS: dict[str, tuple[int, int, Operand]] = {
     "two_shot_split": (64, 8, "bf16"),
     "two_shot": (8192, 8, "bf16"),
     "two_shot_int8": (8192, 8, "int8"),
-    "two_shot_split_fp8": (256, 8, "fp8e4m3"),
+    "two_shot_split_fp8": (128, 8, "fp8e4m3"),
     "two_shot_multimem": (8192, 8, "bf16"),
     "two_shot_multimem_fp16": (8192, 8, "fp16"),
-    "two_shot_split_multimem": (256, 8, "bf16"),
-    "two_shot_split_multimem_fp16": (256, 8, "fp16"),
+    "two_shot_split_multimem": (128, 8, "bf16"),
+    "two_shot_split_multimem_fp16": (128, 8, "fp16"),
 }
 """M, W and operand; N 8192, K 1024. Dispatch chooses no multimem: that is asked for."""
 
@@ -71,15 +71,17 @@ def expected_of(variant: Variant) -> Expected:
     """Read off the sources: each wait_flags there, and each publish."""
     threads, ranks = WARP * variant.tile.num_warps, variant.world_size
     plain = {"threads": threads, "scaled": variant.scaled, "bulk": variant.tile.bulk}
+    width = min(WIDE, variant.tile.area * ELEMENT_BYTES // threads)
     if variant.algorithm == "direct":
-        return Expected(0, 0, ranks=0, **plain)
+        return Expected(0, 0, ranks=0, tile_width=width, **plain)
     if variant.algorithm == "one_shot":
-        return Expected(1, 1, ranks=ranks, **plain)
+        return Expected(1, 1, ranks=ranks, tile_width=width, unit_width=width, **plain)
     unit = variant.unit_rows * variant.tile.block_n
     return Expected(
         *(2, 2),
         **plain,
         ranks=ranks,
+        tile_width=width,
         unit_width=min(WIDE, unit * ELEMENT_BYTES // threads),
         multimem=unit // MULTIMEM_ELEMENTS // threads if variant.multimem else 0,
         element="bf16" if variant.dtype == "bf16" else "f16",

@@ -22,8 +22,8 @@ Multimem
        after every acquire before a sum is read, and after every multicast store before a release.
 
 Width
-    Tiles move 16 bytes at a time. What may be narrower, and why, is NARROW below; and parts of a
-    unit that has no 16 bytes for each thread, which then move once each.
+    Tiles move 16 bytes at a time. What may be narrower, and why, is NARROW below; and a tile, or
+    a unit of one, that has no 16 bytes for each thread: of it each thread moves one piece.
 
 Bulk copies
     8. Only where the tile says so, only loads, and only with descriptors of x and weight: what
@@ -88,7 +88,8 @@ class Expected:
         threads: of a CTA.
         scaled: x and weight come with scales.
         ranks: partials of a unit; 0 where there is no protocol at all.
-        unit_width: bytes that each thread moves at a time of a part of a unit.
+        tile_width: bytes that each thread moves at a time of a tile.
+        unit_width: the same of a part of a unit that is summed; in one-shot that of the tile.
         bulk: x and weight come by bulk copies.
         multimem: multimem loads, and as many stores, of each thread and unit; 0 for none.
         element: bf16 or f16, what these move.
@@ -99,6 +100,7 @@ class Expected:
     threads: int
     scaled: bool
     ranks: int
+    tile_width: int = WIDE
     unit_width: int = WIDE
     bulk: bool = False
     multimem: int = 0
@@ -511,6 +513,7 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
         scale = origin in ("x_scale_ptr", "weight_scale_ptr")
         wide = at.width == WIDE and origin in TILES[move]
         part = origin in ("heap", "residual_ptr") and at.width == expected.unit_width
+        part = part or (origin == "y_ptr" and at.width == expected.tile_width)
         if not wide and not part:
             if kind == "cp" or at.width not in NARROW.get((move, origin), ()):
                 yield f"{at.width} bytes at a time, {move} of {origin}: {at}"
@@ -533,12 +536,15 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
         found = counts.get((move, origin, False), 0)
         if found != wanted:
             yield f"{found} words, {move} of {origin}, the source has {int(wanted)}"
-    heap = [("ld", "heap"), ("st", "heap")] if protocol else []
+    narrow = expected.tile_width < WIDE
+    heap = [("ld", "heap"), ("st", "heap")] if protocol and not narrow else []
     operands = [] if expected.bulk else [("ld", "x_ptr"), ("ld", "weight_ptr")]
     residual = [("ld", "residual_ptr")] if not parts else []
-    for move, origin in (*operands, *residual, *heap, ("st", "y_ptr")):
+    for move, origin in (*operands, *residual, *heap):
         if not counts.get((move, origin, True)):
             yield f"no 16-byte {move} of {origin}"
+    if not counts.get(("st", "y_ptr", not narrow)):
+        yield f"no {expected.tile_width}-byte st of y_ptr"
     for origin in ("x_ptr", "weight_ptr"):
         if expected.bulk and counts.get(("ld", origin, True)):
             yield f"{origin} is read without its descriptor"

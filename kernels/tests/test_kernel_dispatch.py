@@ -33,7 +33,7 @@ from gemm_allreduce.layout import MOST_CTAS, HeapLayout, ceil_div
 from gemm_allreduce.variants import DTYPES, OPERANDS, WORLD_SIZES, Tile, Variant
 
 SOURCES = Path(gemm_allreduce.__file__).resolve().parent.parent
-PROCESSORS = (132, 49, 48, 33, 32, 16)
+PROCESSORS = (132, 67, 66, 49, 48, 33, 32, 16)
 """Multiprocessors of a rank, on both sides of the table's limits."""
 FP8_ARCHS = tuple(arch for arch in ARCHS if arch not in ("sm_80", "sm_86"))
 
@@ -104,33 +104,45 @@ OTHERS = tuple(arch for arch in ARCHS if arch != TUNED)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "ranks", "processors", "algorithm", "split", "tile"),
+    ("tokens", "depth", "ranks", "processors", "algorithm", "split", "comm_ctas", "tile"),
     [
-        (1, 1, 132, "direct", 1, Tile(16, 64, 256, 3, 4)),
-        (16, 1, 132, "direct", 1, Tile(16, 64, 256, 3, 4)),
-        (17, 1, 132, "direct", 1, Tile(64, 64, 128, 4, 4)),
-        (65, 1, 132, "direct", 1, Tile(64, 128, 64, 4, 4, True)),
-        (257, 1, 132, "direct", 1, Tile(128, 256, 64, 4, 8, True)),
-        (16, 8, 33, "one_shot", 1, Tile(16, 64, 128, 4, 4)),
-        (16, 8, 32, "two_shot", 8, Tile(16, 256, 128, 3, 8)),
-        (16, 4, 32, "one_shot", 1, Tile(16, 64, 128, 4, 4)),
-        (17, 2, 132, "one_shot", 1, Tile(64, 64, 128, 3, 4)),
-        (17, 4, 49, "two_shot", 4, Tile(64, 64, 128, 3, 4)),
-        (17, 8, 48, "two_shot", 8, Tile(64, 128, 64, 3, 4)),
-        (64, 2, 132, "one_shot", 1, Tile(64, 64, 128, 3, 4)),
-        (65, 2, 132, "two_shot", 2, Tile(128, 128, 64, 3, 4, True)),
-        (256, 8, 16, "two_shot", 8, Tile(128, 128, 64, 3, 4, True)),
-        (257, 8, 132, "two_shot", 1, Tile(128, 256, 64, 4, 8, True)),
-        (8192, 2, 132, "two_shot", 1, Tile(128, 256, 64, 4, 8, True)),
+        (1, 1024, 1, 132, "direct", 1, 0, Tile(16, 64, 256, 3, 4)),
+        (16, 1024, 1, 132, "direct", 1, 0, Tile(16, 64, 256, 3, 4)),
+        (17, 1024, 1, 132, "direct", 1, 0, Tile(64, 64, 128, 4, 4)),
+        (65, 1024, 1, 132, "direct", 1, 0, Tile(64, 128, 64, 4, 4, True)),
+        (257, 1024, 1, 132, "direct", 1, 0, Tile(128, 256, 64, 4, 8, True)),
+        (16, 1024, 8, 33, "one_shot", 1, 0, Tile(16, 64, 256, 3, 8)),
+        (16, 1024, 8, 32, "two_shot", 8, 0, Tile(16, 256, 128, 3, 8)),
+        (16, 1024, 4, 67, "one_shot", 1, 0, Tile(16, 64, 256, 3, 8)),
+        (16, 1024, 4, 66, "one_shot", 1, 0, Tile(16, 128, 128, 3, 8)),
+        (32, 1024, 4, 132, "one_shot", 1, 0, Tile(32, 64, 256, 4, 4)),
+        (33, 1024, 2, 132, "one_shot", 1, 0, Tile(64, 64, 128, 3, 4)),
+        (33, 1024, 4, 49, "two_shot", 4, 0, Tile(64, 64, 128, 4, 4)),
+        (17, 1024, 8, 48, "two_shot", 8, 0, Tile(64, 128, 64, 3, 4)),
+        (64, 1024, 2, 132, "one_shot", 1, 0, Tile(64, 64, 128, 3, 4)),
+        (65, 1024, 2, 132, "two_shot", 2, 0, Tile(64, 128, 128, 4, 4, True)),
+        (256, 1024, 8, 132, "two_shot", 1, 0, Tile(128, 128, 128, 3, 8, True)),
+        (257, 1024, 8, 132, "two_shot", 1, 0, Tile(128, 256, 64, 4, 8, True)),
+        (513, 3072, 8, 132, "two_shot", 1, 24, Tile(128, 256, 64, 4, 8, True)),
+        (513, 3072, 8, 66, "two_shot", 1, 0, Tile(128, 256, 64, 4, 8, True)),
+        (2048, 3073, 8, 132, "two_shot", 1, 0, Tile(128, 256, 64, 4, 8, True)),
+        (2049, 3073, 8, 132, "two_shot", 1, 8, Tile(128, 256, 64, 4, 8, True)),
     ],
 )
 def test_the_tuned_table_at_its_edges(
-    tokens: int, ranks: int, processors: int, algorithm: str, split: int, tile: Tile
+    tokens: int,
+    depth: int,
+    ranks: int,
+    processors: int,
+    algorithm: str,
+    split: int,
+    comm_ctas: int,
+    tile: Tile,
 ) -> None:
-    choice = choose(Shape(tokens, 8192, 1024, ranks, TUNED, processors=processors))
+    choice = choose(Shape(tokens, 8192, depth, ranks, TUNED, processors=processors))
     variant = choice.variant
     assert (variant.algorithm, variant.split, variant.tile) == (algorithm, split, tile)
-    assert choice.comm_ctas == 0
+    assert choice.comm_ctas == comm_ctas
 
 
 @pytest.mark.parametrize("arch", OTHERS)
@@ -167,7 +179,7 @@ def test_every_variant_of_the_table_is_of_use(arch: str) -> None:
     chosen = {
         choose(Shape(tokens, features, 1024, ranks, arch, dtype, operand, processors)).variant
         for ranks in WORLD_SIZES
-        for tokens in (1, 16, 17, 48, 49, 64, 65, 128, 129, 256, 257, 513, 8192)
+        for tokens in (1, 16, 17, 32, 33, 48, 49, 64, 65, 128, 129, 256, 257, 513, 8192)
         for features in (8, 1024, 8192)
         for dtype in DTYPES
         for operand in OPERANDS
@@ -218,6 +230,7 @@ def test_parse_rules_reads_every_field() -> None:
             RULE
             | {"archs": ["sm_90"], "max_tokens": 64, "max_bytes": 4096, "split": True}
             | {"comm_ctas": 4, "ctas_per_sm": 2, "max_processors": 48, "bulk": True}
+            | {"max_depth": 16}
         ]
     )
     choice = rule.choice("fp16", "int8", 4)
@@ -230,6 +243,7 @@ def test_parse_rules_reads_every_field() -> None:
         ({"arch": "sm_80"}, "for sm_90"),
         ({"tokens": 65, "features": 8}, "M over 64"),
         ({"tokens": 33}, "y of 4224 bytes, over 4096"),
+        ({"depth": 17}, "K over 16"),
         ({"processors": 49}, "for ranks of at most 48 multiprocessors"),
     ):
         assert rule.refusal(replace(fits, **change)) == refusal  # type: ignore[arg-type]
@@ -292,6 +306,7 @@ def test_parse_rules_names_a_missing_field(missing: str) -> None:
         {"comm_ctas": -1},
         {"max_tokens": "64"},
         {"max_processors": 0},
+        {"max_depth": 0},
         {"algorithm": "direct"},
     ],
     ids=lambda change: next(iter(change)),
@@ -345,11 +360,11 @@ def test_explain_agrees_with_choose(shape: Shape) -> None:
 def test_main_prints_the_choice_and_what_was_passed_over(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["256", "8192", "1024", "8", "sm_90", "--operand", "fp8e4m3"]) == 0
+    assert main(["128", "8192", "1024", "8", "sm_90", "--operand", "fp8e4m3"]) == 0
     output = capsys.readouterr().out
-    assert output == explain(Shape(256, 8192, 1024, 8, "sm_90", "bf16", "fp8e4m3")) + "\n"
+    assert output == explain(Shape(128, 8192, 1024, 8, "sm_90", "bf16", "fp8e4m3")) + "\n"
     assert "chosen: two_shot_fp8e4m3_bf16_w8_split_" in output
-    assert "rule  9  two_shot: M over 64\n" in output
+    assert "rule 11  two_shot: M over 64\n" in output
     arguments = ["16", "8192", "1024", "8", "sm_90", "--processors"]
     for processors in (132, 16):
         assert main([*arguments, str(processors)]) == 0

@@ -177,11 +177,31 @@ def _width(variant: Variant, accesses: Accesses) -> Iterator[Problem]:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Instructions of a kernel that the source asks for: 16-byte loads, 16-byte stores, words."""
+    """Instructions of a kernel that the source asks for: 16-byte loads, 16-byte stores, words, or
+    other stores below 16 bytes.
+    """
 
-    loads: int
-    stores: int
-    words: int
+    loads: int = 0
+    stores: int = 0
+    words: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.loads + other.loads, self.stores + other.stores, self.words + other.words
+        )
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Of a tile or a part of one: 16-byte pieces for each thread; 0: one piece, a smaller one."""
+
+    whole: int
+
+    def loaded(self, times: int) -> Traffic:
+        return Traffic(loads=self.whole * times)
+
+    def stored(self, times: int) -> Traffic:
+        return Traffic(stores=self.whole * times, words=0 if self.whole else times)
 
 
 def expected_traffic(variant: Variant) -> Traffic:
@@ -193,19 +213,16 @@ def expected_traffic(variant: Variant) -> Traffic:
     ranks = variant.world_size
     tile = _pieces(variant, variant.tile.area)
     if variant.algorithm == "direct":
-        return Traffic(0, tile, 0)
+        return Traffic() + tile.stored(1)
     if variant.algorithm == "one_shot":
-        return Traffic(ranks * tile, (ranks + 1) * tile, _REPORT_STORES)
+        return Traffic(words=_REPORT_STORES) + tile.loaded(ranks) + tile.stored(ranks + 1)
     unit = variant.unit_rows * variant.tile.block_n
-    words = 2 * _REPORT_STORES
+    total = Traffic(words=2 * _REPORT_STORES) + tile.loaded(1) + tile.stored(2)
     if variant.multimem:  # the switch sums, and sends to all
-        return Traffic(tile, tile + _pieces(variant, unit) + tile, words)
-    if unit < MULTIMEM_ELEMENTS * WARP * variant.tile.num_warps:  # below 16 bytes a thread
-        return Traffic(tile, tile + tile, words + ranks)
+        return total + _pieces(variant, unit).stored(1)
     part = _pieces(variant, min(unit, SUM_AREA))  # in a loop
-    return Traffic(ranks * part + tile, tile + ranks * part + tile, words)
+    return total + part.loaded(ranks) + part.stored(ranks)
 
 
-def _pieces(variant: Variant, elements: int) -> int:
-    """16-byte pieces that each thread moves of so many elements."""
-    return max(1, elements // (MULTIMEM_ELEMENTS * WARP * variant.tile.num_warps))
+def _pieces(variant: Variant, elements: int) -> _Pieces:
+    return _Pieces(elements // (MULTIMEM_ELEMENTS * WARP * variant.tile.num_warps))
