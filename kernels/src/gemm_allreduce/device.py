@@ -113,7 +113,7 @@ def partial_tile(
     """
     offs_m = block_m * BM + tl.arange(0, BM)
     offs_n = block_n * BN + tl.arange(0, BN)
-    # Row 0 in place of rows that don't exist: no mask, and nothing is read beyond the end.
+    # Row 0 in place of rows that don't exist: nothing is read beyond the end.
     rows = first_row + tl.where(offs_m < M, offs_m, 0)
     columns = first_column + tl.where(offs_n < N, offs_n, 0)
     if BULK:
@@ -128,9 +128,11 @@ def partial_tile(
         x_ptrs = x + rows.to(tl.int64)[:, None] * K + offs_k[None, :]
         weight_ptrs = weight + columns.to(tl.int64)[None, :] * K + offs_k[:, None]
         acc = tl.zeros((BM, BN), dtype=tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
+        # Rows that don't exist are not read: that many reads of one row would queue up for it.
+        row_mask = (offs_m < M)[:, None]
         for k in range(0, K, BK):
             k_mask = offs_k < K - k
-            x_tile = tl.load(x_ptrs + k, mask=k_mask[None, :], other=0.0)
+            x_tile = tl.load(x_ptrs + k, mask=row_mask & k_mask[None, :], other=0.0)
             weight_tile = tl.load(
                 weight_ptrs + k, mask=k_mask[:, None], other=0.0, eviction_policy="evict_first"
             )

@@ -91,6 +91,7 @@ class Rule:
     tile: Tile
     archs: tuple[str, ...] = ARCHS
     max_tokens: int | None = None
+    max_depth: int | None = None
     max_bytes: int | None = None
     split: bool = False
     comm_ctas: int = 0
@@ -107,6 +108,7 @@ class Rule:
                 raise ValueError(f"{name} must be some of {valid}, got {given}")
         for name, least in (
             ("max_tokens", 1),
+            ("max_depth", 1),
             ("max_bytes", 1),
             ("comm_ctas", 0),
             ("ctas_per_sm", 1),
@@ -128,6 +130,8 @@ class Rule:
             return f"for {', '.join(self.archs)}"
         if self.max_tokens is not None and shape.tokens > self.max_tokens:
             return f"M over {self.max_tokens}"
+        if self.max_depth is not None and shape.depth > self.max_depth:
+            return f"K over {self.max_depth}"
         if self.max_bytes is not None and size > self.max_bytes:
             return f"y of {size} bytes, over {self.max_bytes}"
         if self.min_processors is not None and shape.processors < self.min_processors:
