@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from gemm_allreduce import Workspace, all_reduce, gemm_allreduce
+from gemm_allreduce.dispatch import Choice, Shape, choose
+from gemm_allreduce.kernels import Mode
 from gemm_allreduce.transports.base import GroupRanks
 from smoke_tests.measure.bench import FUSED, OWN, RanksKind, Way
 from smoke_tests.measure.inputs import DTYPE, Flusher, normal
@@ -194,21 +196,7 @@ def connect(
 
     A baseline that cannot be had on any rank is left out on all of them.
     """
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    device = torch.device("cuda", torch.cuda.current_device())
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=TIME_LIMIT)
-    group = dist.group.WORLD
-    assert group is not None
-    if transport == "nvshmem":
-        from gemm_allreduce.transports.nvshmem import NvshmemTransport as Transport
-    else:
-        from gemm_allreduce.transports.symmetric import (  # type: ignore[assignment]
-            SymmetricMemoryTransport as Transport,
-        )
-    workspace = Workspace(
-        Transport(group, device), max_tokens=max_tokens, max_features=max_features
-    )
+    group, device, workspace = _join(transport, max_tokens, max_features)
     all_reduces: dict[str, MakeAllReduce] = {}
     bench = ProcessBench(group, device, workspace, all_reduces)
     missing = {}
@@ -228,6 +216,46 @@ def connect(
         else:
             all_reduces[name] = made
     return bench, missing
+
+
+def connect_fused(
+    transport: TransportName,
+    max_tokens: int,
+    max_features: int,
+    dispatch: Callable[[Shape], Choice],
+) -> ProcessBench:
+    """Join the ranks that torchrun started, with a dispatch, kernels made here, and no baseline."""
+    group, device, workspace = _join(transport, max_tokens, max_features, dispatch, "jit")
+    return ProcessBench(group, device, workspace, {})
+
+
+def _join(
+    transport: TransportName,
+    max_tokens: int,
+    max_features: int,
+    dispatch: Callable[[Shape], Choice] = choose,
+    kernels: Mode = "auto",
+) -> tuple[ProcessGroup, torch.device, Workspace]:
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cuda", torch.cuda.current_device())
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=TIME_LIMIT)
+    group = dist.group.WORLD
+    assert group is not None
+    if transport == "nvshmem":
+        from gemm_allreduce.transports.nvshmem import NvshmemTransport as Transport
+    else:
+        from gemm_allreduce.transports.symmetric import (  # type: ignore[assignment]
+            SymmetricMemoryTransport as Transport,
+        )
+    workspace = Workspace(
+        Transport(group, device),
+        max_tokens=max_tokens,
+        max_features=max_features,
+        dispatch=dispatch,
+        kernels=kernels,
+    )
+    return group, device, workspace
 
 
 def baselines(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from gemm_allreduce import Workspace, all_reduce, gemm_allreduce
+from gemm_allreduce.dispatch import Choice, Shape, choose
+from gemm_allreduce.kernels import Mode
 from gemm_allreduce.transports.virtual import VirtualTransport
 from smoke_tests.measure.bench import FUSED, OWN, RanksKind, Way
 from smoke_tests.measure.inputs import DTYPE, Flusher, normal
@@ -21,12 +23,25 @@ class VirtualBench:
     rank = 0
 
     def __init__(
-        self, world_size: int, device: torch.device, max_tokens: int, max_features: int
+        self,
+        world_size: int,
+        device: torch.device,
+        max_tokens: int,
+        max_features: int,
+        *,
+        dispatch: Callable[[Shape], Choice] = choose,
+        kernels: Mode = "auto",
     ) -> None:
         self.world_size = world_size
         self._device = device
         transport = VirtualTransport(world_size, device)
-        self.workspace = Workspace(transport, max_tokens=max_tokens, max_features=max_features)
+        self.workspace = Workspace(
+            transport,
+            max_tokens=max_tokens,
+            max_features=max_features,
+            dispatch=dispatch,
+            kernels=kernels,
+        )
         self.flush = Flusher(device)
         self._sum = _sum_way()
         self.missing = self._without_own()

@@ -1,5 +1,8 @@
 """Which kernel serves a call: a pure function of its shape, over the table in dispatch.toml.
 
+GEMM_AR_DISPATCH=FILE puts the rules of a file before those of the package: a table tuned on the
+GPU at hand (docs/bench.md). Read once per process.
+
 ``python -m gemm_allreduce.dispatch M N K W ARCH [--dtype bf16] [--operand fp8e4m3]
 [--processors 132]`` prints the choice and the rules that were passed over.
 """
@@ -7,12 +10,15 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, Final
 
 from .layout import ELEMENT_BYTES, HeapLayout
@@ -29,6 +35,7 @@ ARCHS: Final = (
     "sm_121",
 )
 _NO_FP8: Final = ("sm_80", "sm_86")
+TABLE_VARIABLE: Final = "GEMM_AR_DISPATCH"
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ class Rule:
     split: bool = False
     comm_ctas: int = 0
     ctas_per_sm: int = 1
+    min_processors: int | None = None
     max_processors: int | None = None
 
     def __post_init__(self) -> None:
@@ -104,6 +112,7 @@ class Rule:
             ("max_bytes", 1),
             ("comm_ctas", 0),
             ("ctas_per_sm", 1),
+            ("min_processors", 1),
             ("max_processors", 1),
         ):
             value = getattr(self, name)
@@ -125,6 +134,8 @@ class Rule:
             return f"K over {self.max_depth}"
         if self.max_bytes is not None and size > self.max_bytes:
             return f"y of {size} bytes, over {self.max_bytes}"
+        if self.min_processors is not None and shape.processors < self.min_processors:
+            return f"for ranks of at least {self.min_processors} multiprocessors"
         if self.max_processors is not None and shape.processors > self.max_processors:
             return f"for ranks of at most {self.max_processors} multiprocessors"
         return None
@@ -170,10 +181,48 @@ def parse_rules(tables: Iterable[Mapping[str, Any]]) -> tuple[Rule, ...]:
 
 
 @lru_cache(maxsize=1)
-def rules() -> tuple[Rule, ...]:
+def package_rules() -> tuple[Rule, ...]:
     """Return the package's own table."""
-    text = resources.files(__package__).joinpath("dispatch.toml").read_text("utf-8")
-    return parse_rules(tomllib.loads(text)["rule"])
+    return parse_rules(tomllib.loads(_package_text())["rule"])
+
+
+@lru_cache(maxsize=1)
+def rules() -> tuple[Rule, ...]:
+    """Return the rules in force: those of the file that GEMM_AR_DISPATCH names, then the package's.
+
+    Raises: ValueError when the file cannot be read, or is no table of rules.
+    """
+    return _file_rules() + package_rules()
+
+
+def table_digest() -> str:
+    """Return what is the same where the rules in force are. Raises: as `rules`."""
+    rules()  # an unreadable file is told of by name
+    text = _package_text() + (Path(named).read_text("utf-8") if (named := _named()) else "")
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _package_text() -> str:
+    return resources.files(__package__).joinpath("dispatch.toml").read_text("utf-8")
+
+
+def _named() -> str:
+    return os.environ.get(TABLE_VARIABLE, "")
+
+
+def _file_rules() -> tuple[Rule, ...]:
+    named = _named()
+    if not named:
+        return ()
+    try:
+        table = tomllib.loads(Path(named).read_text("utf-8"))
+        if set(table) != {"rule"} or not isinstance(table["rule"], list):
+            raise ValueError(
+                f"it must hold [[rule]] entries only, got {', '.join(table) or 'none'}"
+            )
+        return parse_rules(table["rule"])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{TABLE_VARIABLE} names {named}: {error}") from error
 
 
 @lru_cache(maxsize=4096)
@@ -183,7 +232,12 @@ def choose(shape: Shape) -> Choice:
     Depends on nothing but `shape`, so that all ranks of a group choose alike.
     Raises: LookupError when no rule fits.
     """
-    for rule in rules():
+    return choose_from(rules(), shape)
+
+
+def choose_from(table: Iterable[Rule], shape: Shape) -> Choice:
+    """Return the choice of the first rule of a table that fits. Pure. Raises: as `choose`."""
+    for rule in table:
         if rule.refusal(shape) is None:
             return rule.choice(shape.dtype, shape.operand, shape.world_size)
     raise LookupError(f"no rule of the dispatch table fits {shape}")
@@ -262,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             *(given.M, given.N, given.K, given.W, given.arch),
             *(given.dtype, given.operand, given.processors),
         )
+        rules()
     except ValueError as error:
         parser.error(str(error))
     print(explain(shape))

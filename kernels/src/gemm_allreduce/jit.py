@@ -34,7 +34,7 @@ class JitKernels:
 
     def __init__(self, why: str = "") -> None:
         self._why = why
-        self._ready: set[Variant] = set()
+        self._ready: dict[Variant, tuple[int, int]] = {}
 
     def describe(self) -> str:
         """Return one sentence on where the kernels come from."""
@@ -62,8 +62,12 @@ class JitKernels:
             **compile_options(variant),
         )
         made._init_handles()  # else the first launch would load it, which a capture forbids
-        self._ready.add(variant)
+        self._ready[variant] = (made.n_regs, made.metadata.shared)
         return True
+
+    def resources(self, variant: Variant) -> tuple[int, int] | None:
+        """Return registers per thread and shared memory per CTA, bytes; None unless prepared."""
+        return self._ready.get(variant)
 
     def launch(
         self, variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_limit: int

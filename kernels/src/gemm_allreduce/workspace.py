@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import __version__
 from .bundle import CubinError
-from .dispatch import Choice, Shape, choose, sum_only, token_steps
+from .dispatch import Choice, Shape, choose, rules, sum_only, table_digest, token_steps
 from .kernels import Kernels, Mode, choose_kernels
 from .launch import Grid, Operands, Ranks, plan_grid
 from .layout import (
@@ -96,7 +96,8 @@ class Workspace:
         dtype: of y and of the partial sums, torch.bfloat16 (default) or torch.float16.
         time_limit_s: how long a rank waits for a peer within one call; approximate.
         sm_margin: multiprocessors to leave to other kernels.
-        dispatch: chooses a kernel; must return the same on every rank.
+        dispatch: chooses a kernel; must return the same on every rank. Without one: the package's
+            table, and before it the one that GEMM_AR_DISPATCH names, compared between ranks.
         first_epoch: int32 the call counter starts at, for tests of its wrap-around.
         kernels: ``cubins`` that were compiled ahead of time, ``jit``, or ``auto``: cubins where
             some fit, otherwise, with one line in the log, compiled at run time; with the variable
@@ -151,6 +152,8 @@ class Workspace:
                 "architecture": "" if problem else self.arch,
                 # What dispatch may depend on must be the same on all ranks.
                 "multiprocessors": 0 if problem else self._all_processors,
+                # A table of the caller's cannot be compared: it is a function.
+                "dispatch table": "" if problem or dispatch is not choose else table_digest(),
                 "first_epoch": first_epoch,
                 "kernels": "" if problem else self.kernels.identity,
             }
@@ -177,6 +180,7 @@ class Workspace:
             processors, sm_margin = _INTERPRETED_CTAS, 0
         self._all_processors, self._processors = processors, processors - sm_margin
         Shape(1, 8, 8, self.transport.world_size, self.arch)
+        rules()  # a file of rules that cannot be read is refused here, on all ranks
         self._spin_limit = min(int(self.time_limit_s * POLLS_PER_SECOND[device.type]), 2**31 - 1)
 
     def _find_kernels(self, mode: Mode) -> Kernels:
@@ -244,6 +248,10 @@ class Workspace:
     def symmetric_bytes(self) -> int:
         """Symmetric memory that this workspace takes on every rank."""
         return self.layout.total_bytes
+
+    def shape(self, tokens: int, features: int, depth: int) -> Shape:
+        """Return what dispatch is asked for a call with x and weight of the workspace's dtype."""
+        return self._shape(tokens, features, depth, _OPERANDS[str(self.dtype)])
 
     def warmup(
         self,
