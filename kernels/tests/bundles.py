@@ -28,6 +28,7 @@ CALLS: tuple[tuple[int, int, Dtype, Operand | None], ...] = (
 )
 """M, W, types: one-shot, direct, two-shot with and without split, and each kind of operand."""
 
+
 def variants_of(arch: str) -> tuple[Variant, ...]:
     """What an architecture runs for `CALLS`; sm_80 has no FP8.
 

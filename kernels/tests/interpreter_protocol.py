@@ -25,6 +25,7 @@ from gemm_allreduce.layout import (
     PARTIAL_LATE,
     REFRESH_CALLS,
     RESULT_LATE,
+    STATUS_WORD,
 )
 
 TOP, BOTTOM = 2**31 - 1, -(2**31)
@@ -111,14 +112,20 @@ def case_the_mark_of_a_rank_that_gave_up() -> None:
     for kind in kinds_of(2):
         for epoch in (1, -1, 0, TOP, BOTTOM):
             mark = int32(2 * epoch + 1)
-            for set_in, healthy in ((mark, True), (int32(mark - 2), False), (int32(mark + 2), False)):
+            for given, healthy in (
+                (mark, True),
+                (int32(mark - 2), False),
+                (int32(mark + 2), False),
+            ):
                 rank = OneRank(kind.variant, first_epoch=int32(epoch - 1))
                 rank.deliver_peers([five, five], five + 32, epoch)
-                rank.words(0)[GAVE_UP_WORD] = set_in
+                rank.words(0)[STATUS_WORD] = PARTIAL_LATE
+                rank.words(0)[GAVE_UP_WORD] = given
                 y = rank(x, weight, comm_ctas=kind.comm_ctas, spin_limit=3)
                 same = (y == 37).all() if healthy else y.isnan().all()
-                assert same, (str(kind), epoch, set_in)
-                sent = (rank.partial_flags(1) == epoch).any()
+                assert same, (str(kind), epoch, given)
+                assert rank.words(0)[GAVE_UP_WORD] == given
+                sent = (rank.partial_flags(1)[:, 0] == epoch).any()
                 assert bool(sent) == healthy, (str(kind), epoch)
 
 

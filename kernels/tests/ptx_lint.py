@@ -154,7 +154,8 @@ class Instruction:
     @property
     def is_bulk_load(self) -> bool:
         """Whether it copies a tile, by a descriptor, into shared memory."""
-        return bool(re.match(r"cp\.async\.bulk\.tensor\.\dd\.shared::\w+\.global\.mbar", self.op))
+        loads = r"cp\.async\.bulk\.tensor\.\dd\.shared::\w+\.global\.mbarrier::"
+        return bool(re.match(loads, self.op))
 
     @property
     def is_descriptor(self) -> bool:

@@ -294,7 +294,12 @@ def test_a_whole_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> Non
     count = len(reachable_variants("sm_90"))
     a, b = found["archs"]
     assert (a["arch"], a["cubins"], a["variants"]) == ("sm_80", 1, len(reachable_variants("sm_80")))
-    assert (b["arch"], b["cubins"], b["variants"], b["ptxas"]) == ("sm_90", count, count, ["12.8.93"])
+    assert (b["arch"], b["cubins"], b["variants"], b["ptxas"]) == (
+        "sm_90",
+        count,
+        count,
+        ["12.8.93"],
+    )
     assert b["bytes"] == sum(p.stat().st_size for p in (bundle / "sm_90").iterdir())
     selected = document["selected"]
     assert selected["variant"] == SELECTED[0].name

@@ -265,7 +265,10 @@ SMALL, LARGE = Tile(16, 64, 64, 3, 4), Tile(64, 128, 64, 3, 4)
         (("direct", "bf16", "bf16", 2, LARGE), "direct is for one rank, got world_size 2"),
         (("direct", "bf16", "bf16", 1, LARGE, 2), "split must be 1"),
         (("direct", "bf16", "bf16", 1, LARGE, 1, True), "multimem needs two_shot and 2 ranks"),
-        (("direct", "bf16", "bf16", 1, LARGE, 1, False, False), "direct does nothing but a product"),
+        (
+            ("direct", "bf16", "bf16", 1, LARGE, 1, False, False),
+            "direct does nothing but a product",
+        ),
         (("one_shot", "bf16", "bf16", 8, LARGE, 1, True), "multimem needs two_shot and 2 ranks"),
         (("two_shot", "bf16", "bf16", 1, LARGE, 1, True), "multimem needs two_shot and 2 ranks"),
         (("two_shot", "bf16", "bf16", 16, LARGE, 16, True), "for each thread: 512 elements, 4 w"),

@@ -121,12 +121,7 @@ CONTROLS = {
         "    # One atomic for all flags",
         r"no barrier immediately before the release",
     ),
-    "no barrier behind a wait": (
-        "    # Keeps the loads that follow behind the acquire, for all warps.\n    tl.debug_barrier()\n"
-        "    return failed | late",
-        "    return failed | (tl.min(_poll(flags + which) - epoch) < 0)",
-        r"6 acquires, the source has 4",
-    ),
+    "polls that a compiler may merge": ("is_pure=False", "is_pure=True", r"2 acquires, .* has 4"),
     "a release for the GPU only": (
         '+ epoch, sem="release", scope="sys"',
         '+ epoch, sem="release", scope="gpu"',
@@ -231,7 +226,11 @@ MUTATIONS = {
         r"ld.global.v4.b32 { %r1, %r1, %r1, %r1 }, [ HEAP ];\n\1",
         "a tile is read without an acquire before it",
     ),
-    "a poll for the GPU only": (r"ld\.acquire\.sys", "ld.acquire.gpu", "acquire not at system scope"),
+    "a poll for the GPU only": (
+        r"ld\.acquire\.sys",
+        "ld.acquire.gpu",
+        "acquire not at system scope",
+    ),
     "a poll that acquires nothing": (ACQUIRE, "ld.relaxed.sys.global.b32", "^3 acquires"),
     "no barrier before arriving": (
         rf"{BARRIER}({NO_BARRIER}{ARRIVAL})",
@@ -261,7 +260,8 @@ MUTATIONS = {
     ),
     "a bulk store by a descriptor": (
         END,
-        r"cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [ %rd1, { %r1, %r1 } ], [ %r1 ];\n\1",
+        r"cp.async.bulk.tensor.2d.global.shared::cta.bulk_group "
+        r"[ %rd1, { %r1, %r1 } ], [ %r1 ];\n\1",
         "unknown access",
     ),
     "a descriptor of the heap": (
