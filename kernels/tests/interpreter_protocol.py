@@ -79,12 +79,12 @@ def case_wrap() -> None:
 
 def case_every_launch_is_one_epoch() -> None:
     """Launches of different numbers of CTAs in a row, also where the epoch wraps around."""
-    x, weight = integers(1, 1, 16), integers(2, 320, 16)
+    x, weight = integers(1, 1, 16), integers(2, 192, 16)
     expected = exact_partial(x, weight)
     for variant in (one_shot(1), direct()):
         for first in (0, TOP - 1, -3):
-            rank = OneRank(variant, max_features=320, first_epoch=first)
-            for call, ctas in enumerate((1, 5, 2, 4, 3), 1):
+            rank = OneRank(variant, max_features=192, first_epoch=first)
+            for call, ctas in enumerate((1, 3, 2), 1):
                 assert torch.equal(rank(x, weight, ctas=ctas), expected)
                 assert rank.epoch == int32(first + call), (variant.name, first, ctas)
 
@@ -110,7 +110,7 @@ def case_the_mark_of_a_rank_that_gave_up() -> None:
     x, weight = torch.ones(17, 32, dtype=HALF), torch.ones(FEATURES, 32, dtype=HALF)
     five = torch.full((17, FEATURES), 5.0, dtype=HALF)
     for kind in kinds_of(2):
-        for epoch in (1, -1, 0, TOP, BOTTOM):
+        for epoch in (1, 0, TOP):
             mark = int32(2 * epoch + 1)
             for given, healthy in (
                 (mark, True),
@@ -125,7 +125,7 @@ def case_the_mark_of_a_rank_that_gave_up() -> None:
                 same = (y == 37).all() if healthy else y.isnan().all()
                 assert same, (str(kind), epoch, given)
                 assert rank.words(0)[GAVE_UP_WORD] == given
-                sent = (rank.partial_flags(1)[:, 0] == epoch).any()
+                sent = (rank.all_flags(1) == epoch).any()
                 assert bool(sent) == healthy, (str(kind), epoch)
 
 

@@ -515,9 +515,9 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
         wide = at.width == WIDE and origin in TILES[move]
         part = origin in ("heap", "residual_ptr") and at.width == expected.unit_width
         part = part or (origin == "y_ptr" and at.width == expected.tile_width)
-        if not wide and not part:
-            if kind == "cp" or at.width not in NARROW.get((move, origin), ()):
-                yield f"{at.width} bytes at a time, {move} of {origin}: {at}"
+        narrow = kind != "cp" and at.width in NARROW.get((move, origin), ())
+        if not (wide or part or narrow):
+            yield f"{at.width} bytes at a time, {move} of {origin}: {at}"
         if scale and not expected.scaled:
             yield f"a scale is read, the source reads none: {at}"
         count(move, origin, wide)
@@ -537,14 +537,14 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
         found = counts.get((move, origin, False), 0)
         if found != wanted:
             yield f"{found} words, {move} of {origin}, the source has {int(wanted)}"
-    narrow = expected.tile_width < WIDE
-    heap = [("ld", "heap"), ("st", "heap")] if protocol and not narrow else []
+    small = expected.tile_width < WIDE
+    heap = [("ld", "heap"), ("st", "heap")] if protocol and not small else []
     operands = [] if expected.bulk else [("ld", "x_ptr"), ("ld", "weight_ptr")]
     residual = [("ld", "residual_ptr")] if not parts else []
     for move, origin in (*operands, *residual, *heap):
         if not counts.get((move, origin, True)):
             yield f"no 16-byte {move} of {origin}"
-    if not counts.get(("st", "y_ptr", not narrow)):
+    if not counts.get(("st", "y_ptr", not small)):
         yield f"no {expected.tile_width}-byte st of y_ptr"
     for origin in ("x_ptr", "weight_ptr"):
         if expected.bulk and counts.get(("ld", origin, True)):

@@ -121,7 +121,7 @@ CONTROLS = {
         "    # One atomic for all flags",
         r"no barrier immediately before the release",
     ),
-    "polls that a compiler may merge": ("is_pure=False", "is_pure=True", r"2 acquires, .* has 4"),
+    "polls that a compiler may merge": ("is_pure=False", "is_pure=True", r"1 acquires, .* has 4"),
     "a release for the GPU only": (
         '+ epoch, sem="release", scope="sys"',
         '+ epoch, sem="release", scope="gpu"',

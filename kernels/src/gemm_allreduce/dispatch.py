@@ -162,7 +162,7 @@ def parse_rules(tables: Iterable[Mapping[str, Any]]) -> tuple[Rule, ...]:
     for number, table in enumerate(tables, 1):
         fields = dict(table)
         try:
-            tile = Tile(*fields.pop("tile"), bulk=fields.pop("bulk", False))
+            tile = Tile(*fields.pop("tile"), bulk=fields.pop("bulk", False))  # type: ignore[misc]
             for name in ("world_sizes", "archs"):
                 if name in fields:
                     fields[name] = tuple(fields[name])
