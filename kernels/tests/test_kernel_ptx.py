@@ -397,10 +397,14 @@ MULTIMEM_MUTATIONS = {
     "a sum that is rounded at every step": (
         SUM,
         lambda m: m[0].replace(".acc::f32", ""),
-        "7 times multimem.ld_reduce",
+        "15 times multimem.ld_reduce",
     ),
-    "a store for the GPU only": (SEND, lambda m: m[0].replace("sys", "gpu"), "7 times multimem.st"),
-    "a sum that two threads read": (rf"({SUM}.*)", r"\1\n\1", "9 times multimem.ld_reduce"),
+    "a store for the GPU only": (
+        SEND,
+        lambda m: m[0].replace("sys", "gpu"),
+        "15 times multimem.st",
+    ),
+    "a sum that two threads read": (rf"({SUM}.*)", r"\1\n\1", "17 times multimem.ld_reduce"),
     "a reduction in the heaps": (
         END,
         r"multimem.red.relaxed.sys.global.add.v4.bf16x2 [ HEAP ], { %r1, %r1, %r1, %r1 };\n\1",
