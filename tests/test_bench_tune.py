@@ -44,7 +44,7 @@ def test_candidates_hold_what_was_tuned_by_hand(m: int, w: int) -> None:
 
     found = candidates(shape(m, w))
     assert choose(shape(m, w)) in found
-    assert 5 <= len(found) <= 130
+    assert 5 <= len(found) <= 150
     assert len({label(choice) for choice in found}) == len(found)
     assert found == candidates(shape(m, w))  # ranks make them each for itself
 
@@ -176,7 +176,7 @@ def run(
     )
 
 
-FAST = "two_shot_bf16_w8_split_16x256x64_stages4_warps4, comm_ctas 0, per SM 1"
+FAST = "two_shot_bf16_w8_split_16x256x64_stages6_warps4, comm_ctas 0, per SM 1"
 
 
 def test_the_fastest_candidate_is_picked_and_others_are_told_why_not() -> None:
