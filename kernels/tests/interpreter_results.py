@@ -28,7 +28,7 @@ def inputs(seed: int, tokens: int, features: int, depth: int) -> tuple[torch.Ten
 
 def case_tails() -> None:
     """Exact on integers, nothing read or written beyond M, N and K, inputs unchanged."""
-    for kind in kinds_of(1):
+    for kind in kinds_of(1, every=True):
         for seed, (tokens, features, depth) in enumerate(SHAPES):
             for ctas in (2, 5):
                 x, weight = inputs(seed, tokens, features, depth)
@@ -52,6 +52,9 @@ def check_parts(rank: OneRank, expected: torch.Tensor, what: str) -> None:
     used, unused = [receive[0], result], [slots]
     if rank.variant.algorithm == "one_shot":
         used, unused = [slots[1, 0]], [slots[0], receive, result]
+    elif rank.variant.algorithm == "direct":
+        used, unused = [], [slots, receive, result]
+        assert not rank.words(0)[: rank.layout.slots // 4].any(), f"{what}: it has no protocol"
     columns = rank.variant.tile.block_n
     rows = torch.ones(tokens, -(-features // columns) * columns, dtype=HALF)
     no_rows = rank.to_units(rows).reshape(-1).isnan()
@@ -66,7 +69,7 @@ def check_parts(rank: OneRank, expected: torch.Tensor, what: str) -> None:
 def case_random_bound() -> None:
     """Random inputs against fp64: one rounding to fp16 plus fp32 accumulation over K."""
     generator = torch.Generator().manual_seed(2)
-    for kind in kinds_of(1):
+    for kind in kinds_of(1, every=True):
         for tokens, depth in ((5, 104), (33, 264)):
             x = guarded(torch.randn(tokens, depth, generator=generator).to(HALF))
             weight = guarded(torch.randn(FEATURES, depth, generator=generator).to(HALF))

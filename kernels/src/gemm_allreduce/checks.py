@@ -200,6 +200,8 @@ def expected_traffic(variant: Variant) -> Traffic:
     words = 2 * _REPORT_STORES
     if variant.multimem:  # the switch sums, and sends to all
         return Traffic(tile, tile + _pieces(variant, unit) + tile, words)
+    if unit < MULTIMEM_ELEMENTS * WARP * variant.tile.num_warps:  # below 16 bytes a thread
+        return Traffic(tile, tile + tile, words + ranks)
     part = _pieces(variant, min(unit, SUM_AREA))  # in a loop
     return Traffic(ranks * part + tile, tile + ranks * part + tile, words)
 

@@ -91,11 +91,13 @@ def without_multimem(arch: str) -> str:
 
 
 def multimem_forms(variants: Sequence[Variant]) -> list[Variant]:
-    """Return the multimem form of each variant that has one: two-shot, for several ranks."""
+    """Return the multimem form of each variant that has one: two-shot, for several ranks, with
+    units of a piece or more for each thread.
+    """
     return [
         replace(variant, multimem=True)
         for variant in variants
-        if variant.algorithm == "two_shot" and variant.world_size > 1
+        if variant.algorithm == "two_shot" and variant.world_size > 1 and variant.fits_multimem
     ]
 
 

@@ -3,8 +3,8 @@
 GEMM_AR_DISPATCH=FILE puts the rules of a file before those of the package: a table tuned on the
 GPU at hand (docs/bench.md). Read once per process.
 
-``python -m gemm_allreduce.dispatch M N K W ARCH [--dtype bf16] [--operand fp8e4m3]`` prints the
-choice and the rules that were passed over.
+``python -m gemm_allreduce.dispatch M N K W ARCH [--dtype bf16] [--operand fp8e4m3]
+[--processors 132]`` prints the choice and the rules that were passed over.
 """
 
 from __future__ import annotations
@@ -162,8 +162,7 @@ def parse_rules(tables: Iterable[Mapping[str, Any]]) -> tuple[Rule, ...]:
     for number, table in enumerate(tables, 1):
         fields = dict(table)
         try:
-            block_m, block_n, block_k, stages, warps = fields.pop("tile")
-            tile = Tile(block_m, block_n, block_k, stages, warps, fields.pop("bulk", False))
+            tile = Tile(*fields.pop("tile"), bulk=fields.pop("bulk", False))
             for name in ("world_sizes", "archs"):
                 if name in fields:
                     fields[name] = tuple(fields[name])
@@ -308,9 +307,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("arch", help=", ".join(ARCHS))
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--operand", choices=OPERANDS)
+    parser.add_argument(
+        "--processors", type=int, default=132, help="multiprocessors of a rank; default: 132"
+    )
     given = parser.parse_args(arguments)
     try:
-        shape = Shape(given.M, given.N, given.K, given.W, given.arch, given.dtype, given.operand)
+        shape = Shape(
+            *(given.M, given.N, given.K, given.W, given.arch),
+            *(given.dtype, given.operand, given.processors),
+        )
         rules()
     except ValueError as error:
         parser.error(str(error))

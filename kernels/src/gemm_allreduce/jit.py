@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .launch import (
@@ -79,6 +80,9 @@ class JitKernels:
         """
         kernel, compiled = _kernel(variant, ranks)
         options = compile_options(variant) if compiled else {}
+        if not compiled and operands.x.shape[-1] % ROW_BYTES:
+            # Triton 3.4's interpreter wants descriptors' rows to be 16 elements apart, not bytes.
+            variant = replace(variant, tile=replace(variant.tile, bulk=False))
         with _scratch_of(ranks) if compiled and variant.tile.bulk else nullcontext():
             kernel[launch_grid(ranks, grid)](
                 *pointers_of(ranks, operands),

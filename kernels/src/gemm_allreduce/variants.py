@@ -130,13 +130,22 @@ class Variant:
             raise ValueError(f"a tile of {self.algorithm} must have {least} elements or more")
         if self.multimem and (self.algorithm != "two_shot" or self.world_size == 1):
             raise ValueError("multimem needs two_shot and 2 ranks or more")
-        # With more threads than pieces several would read a sum, and not all the same bits.
-        at_once = min(self.unit_rows, MULTIMEM_ROWS) * self.tile.block_n
-        if self.multimem and at_once < MULTIMEM_ELEMENTS * WARP * self.tile.num_warps:
+        if self.multimem and not self.fits_multimem:
             raise ValueError(
                 f"multimem needs {MULTIMEM_ELEMENTS} elements for each thread: "
-                f"{at_once} elements, {self.tile.num_warps} warps"
+                f"{self._multimem_area} elements, {self.tile.num_warps} warps"
             )
+
+    @property
+    def _multimem_area(self) -> int:
+        return min(self.unit_rows, MULTIMEM_ROWS) * self.tile.block_n
+
+    @property
+    def fits_multimem(self) -> bool:
+        """Whether there is a piece of a unit for each thread: with more threads than pieces
+        several would read a sum, and not all the same bits.
+        """
+        return self._multimem_area >= MULTIMEM_ELEMENTS * WARP * self.tile.num_warps
 
     @property
     def scaled(self) -> bool:
