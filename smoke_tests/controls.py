@@ -22,10 +22,12 @@ _ONE_SHOT_WAIT = " " * 12 + _WAIT.format("tile * W", "W")
 _PARTIAL_WAIT = " " * 4 + _WAIT.format("index * W", "W")
 _RESULT_WAIT = " " * 4 + _WAIT.format("tile * SPLIT", "SPLIT")
 _UNWAITED = _RESULT_WAIT.replace("failed, late", "ignored, late").replace("spin_limit", "0")
+# The answer counts, or nothing would wait for it.
 _STALL = """if rank == 1:
     stall = rank * 0
     while stall < {polls}:
-        stall += 1 + tl.atomic_add(flags, 0, sem="relaxed", scope="sys") * 0
+        polled = tl.atomic_add(flags, 0, sem="relaxed", scope="sys")
+        stall += tl.where(polled == 0x7EDCBA98, 2, 1)
 """
 
 _LATE = "late = tl.min(seen - epoch) < 0  # modulo"

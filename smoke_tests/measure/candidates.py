@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Final
 
 from gemm_allreduce.dispatch import Choice, Shape
@@ -13,17 +14,18 @@ from gemm_allreduce.variants import WARP, Algorithm, Tile, Variant
 COLUMNS: Final = (64, 128, 256)
 DEPTHS: Final = (64, 128, 256)
 """Of one step of the K loop, in elements of 2 bytes."""
-MOST_STAGES: Final = 4
+MOST_STAGES: Final = {64: 6, 128: 4, 256: 3}
+"""Of the pipeline, by the depth of a step."""
 MOST_PER_SM: Final = 2
-COMM_CTAS: Final = 16
+COMM_CTAS: Final = (8, 16, 24)
 ACCUMULATORS: Final = 128
 """Most registers of a thread for its part of a tile; the rest is for pointers and operands."""
 OTHERS: Final = 40
 """Least registers of a thread for all but that."""
-COMMUNICATE_FROM: Final = 128
+COMMUNICATE_FROM: Final = 256
 """CTAs that only communicate pay where there are many tiles: M above."""
-LEAST_AREA: Final = 64 * 128
-"""Elements of a tile from 2 blocks of rows on: smaller ones read x and weight too often."""
+LEAST_AREA: Final = ((256, 128 * 128), (128, 64 * 128))
+"""Elements of a tile for M above: smaller ones read x and weight too often."""
 BULK_ROWS: Final = 64
 """Bulk copies pay with the matrix units that read shared memory: from so many rows, on sm_90 on."""
 
@@ -61,27 +63,29 @@ def misfit(choice: Choice, arch: str, registers: int, shared: int) -> str | None
 def _tiles(shape: Shape) -> Iterator[tuple[Tile, int]]:
     """Yield tiles, and how many CTAs of each a multiprocessor shall hold."""
     fitting = min(TILE_ROWS, max(16, 1 << (shape.tokens - 1).bit_length()))
+    least = next((area for above, area in LEAST_AREA if shape.tokens > above), 0)
     for rows in sorted({fitting, max(16, fitting // 2)}):
         for columns in COLUMNS:
-            if shape.tokens > TILE_ROWS and rows * columns < LEAST_AREA:
+            if rows * columns < least:
                 continue
-            for depth in DEPTHS:
-                for bulk in (False, True):
-                    for per_sm in range(1, MOST_PER_SM + 1):
-                        tile = _tile(shape, rows, columns, depth, bulk=bulk, per_sm=per_sm)
-                        if tile is not None:
-                            yield tile, per_sm
+            for depth, warps, bulk in product(DEPTHS, (4, 8), (False, True)):
+                for per_sm in range(1, MOST_PER_SM + 1):
+                    tile = _tile(shape, rows, columns, depth, warps, bulk=bulk, per_sm=per_sm)
+                    if tile is not None:
+                        yield tile, per_sm
 
 
 def _tile(
-    shape: Shape, rows: int, columns: int, depth: int, *, bulk: bool, per_sm: int
+    shape: Shape, rows: int, columns: int, depth: int, warps: int, *, bulk: bool, per_sm: int
 ) -> Tile | None:
     table, matrix_units = limits(), _reads_shared(shape.arch) and rows >= BULK_ROWS
     if bulk and not matrix_units:
         return None
-    if depth == max(DEPTHS) and rows > 16:
+    flat = depth == max(DEPTHS)
+    if flat and rows > 16:
         return None  # the step of a tall tile is long enough
-    warps = 8 if rows * columns > 128 * 128 else 4
+    if warps > 4 and rows * columns < 128 * 128 and not flat:
+        return None  # too little for so many to do
     accumulators = rows * columns // (WARP * warps)
     if accumulators > ACCUMULATORS:
         return None
@@ -90,7 +94,7 @@ def _tile(
     stage = 2 * depth * (rows + columns)
     room = table.shared_of_cta(shape.arch, per_sm) // stage
     # Without such matrix units the last stage goes from shared memory to registers at once.
-    stages = min(MOST_STAGES, room if matrix_units else room + 1)
+    stages = min(MOST_STAGES[depth], room if matrix_units else room + 1)
     return Tile(rows, columns, depth, stages, warps, bulk) if stages > 1 else None
 
 
@@ -107,7 +111,8 @@ def _choices(shape: Shape, tile: Tile, per_sm: int) -> Iterator[Choice]:
     else:
         small = HeapLayout(w, 1, 1).small_tokens
         kinds = [("two_shot", w, 0), ("two_shot", 1, 0)]
-        kinds += [("two_shot", 1, COMM_CTAS)] * (shape.tokens > COMMUNICATE_FROM)
+        if shape.tokens > COMMUNICATE_FROM:
+            kinds += [("two_shot", 1, comm_ctas) for comm_ctas in COMM_CTAS]
         kinds += [("one_shot", 1, 0)] * (max(shape.tokens, tile.block_m) <= small)
     for algorithm, split, comm_ctas in kinds:
         operand = shape.operand or shape.dtype
