@@ -12,7 +12,7 @@ from tdstack.stack import Request
 from tdstack.workspace import Workspace
 
 ARCHS = ("sm_89", "sm_90")
-# What dispatch chooses for SHAPE, and a kernel of the other algorithm: both architectures have them.
+# What dispatch chooses for SHAPE, and one of the other algorithm; both architectures have them.
 VARIANTS = (
     "one_shot_bf16_w2_16x128x128_stages3_warps8",
     "two_shot_bf16_w8_split_64x128x64_stages3_warps4",
