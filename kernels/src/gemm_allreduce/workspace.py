@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 TIME_LIMIT_S: Final = 30.0
 """How long a rank waits for a peer within one call, by default."""
 
-POLLS_PER_SECOND: Final = {"cuda": 5_000_000, "cpu": 400}
+POLLS_PER_SECOND: Final = {"cuda": 2_300_000, "cpu": 400}
 """Polls of flags that a CTA makes in a second: about 0.2 us each on an H100, about 2.5 ms in
 Triton's interpreter. A time limit becomes a count of polls, which every kind of rank can count."""
 
