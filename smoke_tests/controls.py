@@ -6,6 +6,7 @@ An alteration replaces text of the package in a copy; one that no longer fits is
 from __future__ import annotations
 
 import shutil
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,18 +17,29 @@ from smoke_tests.kinds import Kind
 _PROCESSES: Final[tuple[Kind, ...]] = ("cpu", "nvshmem")
 _ALL: Final[tuple[Kind, ...]] = ("cpu", "virtual", "nvshmem")
 
-_WAIT = "        failed, late, seen = wait_flags(flags + {}, epoch, spin_limit, failed, {})\n"
-_ONE_SHOT_WAIT = _WAIT.format("tile * W", "W")
-_PARTIAL_WAIT = _WAIT.format("index * W", "W")
-_RESULT_WAIT = _WAIT.format("tile * SPLIT", "SPLIT")
-_STALL = """        if rank == 1:
-            stall = rank * 0
-            while stall < {polls}:
-                stall += 1 + tl.atomic_add(flags, 0, sem="relaxed", scope="sys") * 0
+_WAIT = "failed, late, seen = wait_flags(flags + {}, epoch, spin_limit, failed, {})\n"
+_ONE_SHOT_WAIT = " " * 12 + _WAIT.format("tile * W", "W")
+_PARTIAL_WAIT = " " * 4 + _WAIT.format("index * W", "W")
+_RESULT_WAIT = " " * 4 + _WAIT.format("tile * SPLIT", "SPLIT")
+_UNWAITED = _RESULT_WAIT.replace("failed, late", "ignored, late").replace("spin_limit", "0")
+# The answer counts, or nothing would wait for it.
+_STALL = """if rank == 1:
+    stall = rank * 0
+    while stall < {polls}:
+        polled = tl.atomic_add(flags, 0, sem="relaxed", scope="sys")
+        stall += tl.where(polled == 0x7EDCBA98, 2, 1)
 """
+
+_LATE = "late = tl.min(seen - epoch) < 0  # modulo"
+_LATE_AGAIN = "        late = tl.min(seen - epoch) < 0\n        spins"
+_LATE_INDEX = "tl.where((seen - epoch) < 0, which, COUNT)"
+_UNEQUAL = "late = tl.max((seen != epoch).to(tl.int32)) != 0"
 
 _PUBLISH = "publish(flags + (tile * W + rank), epoch, W)"
 _NOT_THE_FIRST = "publish(flags + (tile * W + rank), epoch - (tile == 0) * (rank == 1), W)"
+_SEND = "publish(flags, epoch, 1 if SPLIT == 1 else W)"
+_NOT_THE_FIRST_SENT = "publish(flags, epoch - (tile == 0) * (rank == 1), 1 if SPLIT == 1 else W)"
+_SHARE = "tl.where(cta == 0, (1 << 32) + 1 - ctas.to(tl.int64), 1)"
 _SCALE = "tl.load(weight_scale_ptr + columns)"
 _DROPPED = "publish(result_ptrs + unit, epoch - (unit == 1), W)"
 
@@ -45,15 +57,21 @@ _SUMMED_AGAIN = """        if self.name == "model.layers.1.mlp.down_proj":
 Edit = tuple[str, str, str]
 
 
+def _stall(polls: int, *, indent: int) -> str:
+    return textwrap.indent(_STALL.format(polls=polls), " " * indent)
+
+
 def _stalls(polls: int, *, before: bool) -> tuple[Edit, ...]:
     """Rank 1 polls a flag of its own around each wait: 0.1 ms each interpreted, 0.7 us on a GPU."""
-    stall = _STALL.format(polls=polls)
-    waits = (
+    edits = []
+    for file, wait in (
         ("one_shot.py", _ONE_SHOT_WAIT),
         ("two_shot.py", _PARTIAL_WAIT),
         ("two_shot.py", _RESULT_WAIT),
-    )
-    return tuple((f, w, stall + w if before else w + stall) for f, w in waits)
+    ):
+        stall = _stall(polls, indent=len(wait) - len(wait.lstrip()))
+        edits.append((file, wait, stall + wait if before else wait + stall))
+    return tuple(edits)
 
 
 @dataclass(frozen=True)
@@ -87,14 +105,7 @@ CONTROLS: Final = (
     ),
     Control(
         "no_rank_waits",
-        (
-            ("device.py", "(spins < spin_limit)", "(spins < 0)"),
-            (
-                "device.py",
-                "        late = (seen - epoch) < 0",
-                "        late = (seen - epoch) < -1000",
-            ),
-        ),
+        (("device.py", _LATE, "late = tl.min(seen - epoch) < -1000  # modulo"),),
         "each_rank_late_in_turn",
         True,
         _PROCESSES,
@@ -135,8 +146,9 @@ CONTROLS: Final = (
     Control(
         "flags_must_equal_the_epoch",
         (
-            ("device.py", "while ((seen - epoch) < 0)", "while (seen != epoch)"),
-            ("device.py", "        late = (seen - epoch) < 0", "        late = seen != epoch"),
+            ("device.py", _LATE, f"{_UNEQUAL}  # modulo"),
+            ("device.py", _LATE_AGAIN, f"        {_UNEQUAL}\n        spins"),
+            ("device.py", _LATE_INDEX, "tl.where(seen != epoch, which, COUNT)"),
             *_stalls(3000, before=True),
         ),
         "a_rank_may_be_one_call_ahead",
@@ -147,7 +159,7 @@ CONTROLS: Final = (
         "a_flag_of_rank_1_is_dropped",
         (
             ("one_shot.py", _PUBLISH, _NOT_THE_FIRST),
-            ("two_shot.py", _PUBLISH, _NOT_THE_FIRST),
+            ("two_shot.py", _SEND, _NOT_THE_FIRST_SENT),
         ),
         "integers_are_exact",
         True,
@@ -168,14 +180,16 @@ CONTROLS: Final = (
     Control(
         "results_are_not_waited_for",
         (
-            (
-                "two_shot.py",
-                "spin_limit, failed, SPLIT)",
-                "0, failed, SPLIT)\n        failed = broken",
-            ),
-            ("two_shot.py", _PARTIAL_WAIT, _PARTIAL_WAIT + _STALL.format(polls=1000)),
+            ("two_shot.py", _RESULT_WAIT, _UNWAITED),
+            ("two_shot.py", _PARTIAL_WAIT, _PARTIAL_WAIT + _stall(500, indent=4)),
         ),
         "ranks_runs_and_algorithms_agree_bit_for_bit",
+        True,
+    ),
+    Control(
+        "ctas_add_up_to_more_than_an_epoch",
+        (("device.py", _SHARE, "tl.where(cta == 0, (1 << 32), 1)"),),
+        "integers_are_exact",
         True,
     ),
     Control(

@@ -17,7 +17,7 @@ from smoke_tests.recording import Found
 from tdstack.verify.triton.fork import LABEL, LIBRARY, library_of
 
 TIER = "import"
-KERNELS = ("device", "jit", "multimem", "one_shot", "two_shot")
+KERNELS = ("device", "direct", "jit", "multimem", "one_shot", "two_shot")
 """Modules that import Triton."""
 LAYERS = ("custom_op", "linear")
 """Modules that import torch."""

@@ -57,7 +57,7 @@ def fused(root: Path, *, quick: bool, out: str) -> dict[str, Any]:
     if not importlib.util.find_spec("torch"):
         remedy = "run inside an image of tdstack, on a host with a GPU"
         raise HostError("nothing can be timed here", got="not installed: torch", remedy=remedy)
-    words = fused_command(_gpus("timing kernels needs a GPU"), quick=quick, file=file)
+    words = fused_command(gpus("timing kernels needs a GPU"), quick=quick, file=file)
     status = subprocess.run(words, cwd=root, stdout=sys.stderr, check=False).returncode
     try:
         result = read(file)
@@ -78,19 +78,26 @@ def fused(root: Path, *, quick: bool, out: str) -> dict[str, Any]:
     return found
 
 
-def fused_command(gpus: int, *, quick: bool, file: Path) -> list[str]:
+def fused_command(count: int, *, quick: bool, file: Path) -> list[str]:
     """Return what times them: a process per GPU, or on one GPU virtual ranks. Pure."""
-    processes = max(w for w in (1, 2, 4, 8) if w <= gpus)
-    words = [sys.executable, "-m"]
-    if processes > 1:
-        words += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    words += ["smoke_tests.measure", "--ranks", "processes" if processes > 1 else "virtual"]
-    words += [] if processes > 1 else ["--w", "8" if quick else "1,2,4,8"]
+    words, several = ranks_command(count)
+    words += ["--ranks", "processes" if several else "virtual"]
+    words += [] if several else ["--w", "8" if quick else "1,2,4,8"]
     words += ["--quick"] if quick else []
     return [*words, "--out", str(file)]
 
 
-def _gpus(what: str) -> int:
+def ranks_command(count: int) -> tuple[list[str], bool]:
+    """Return what starts the measuring code, and whether as a process per GPU. Pure."""
+    processes = max(w for w in (1, 2, 4, 8) if w <= count)
+    words = [sys.executable, "-m"]
+    if processes > 1:
+        words += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    return [*words, "smoke_tests.measure"], processes > 1
+
+
+def gpus(what: str) -> int:
+    """Return how many GPUs torch sees. Raises: HostError, saying ``what`` needs one, for none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -110,7 +117,7 @@ def launch(root: Path) -> dict[str, Any]:
             got=f"not installed: {', '.join(missing)}",
             remedy="run inside an image of tdstack, on a host with a GPU",
         )
-    _gpus("timing launches needs a GPU")
+    gpus("timing launches needs a GPU")
     path = [str(root / "kernels" / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         file = Path(folder, "launch.json")

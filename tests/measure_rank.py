@@ -1,11 +1,13 @@
-"""One rank of the measuring code on CPUs: python tests/measure_rank.py FOLDER RANK W [run].
+"""One rank of the measuring code on CPUs: python tests/measure_rank.py FOLDER RANK W [run|tune].
 
 The kernels run in Triton's interpreter, and gloo takes NCCL's place. Prints JSON: of single cases,
-or with `run` of everything that torchrun would start, on a tiny model.
+or with `run` of everything that torchrun would start, on a tiny model; with `tune` of the tuner.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import gc
 import json
 import os
@@ -18,13 +20,15 @@ import torch
 import torch.distributed as dist
 
 from gemm_allreduce import Workspace
+from gemm_allreduce.dispatch import Choice
 from gemm_allreduce.transports.shared import SharedMemoryTransport
-from smoke_tests.measure import cli, limits, pairs, plan, processes
-from smoke_tests.measure.bench import Way, measure
+from gemm_allreduce.variants import Tile, Variant
+from smoke_tests.measure import cli, limits, pairs, plan, processes, table, tune, tuning
+from smoke_tests.measure.bench import OWN, Way, measure
 from smoke_tests.measure.links import HOW, measure_pairs
 from smoke_tests.measure.models import Model
 from smoke_tests.measure.plan import Effort
-from smoke_tests.measure.processes import Nccl, ProcessBench
+from smoke_tests.measure.processes import MakeAllReduce, Nccl, OwnAllReduce, ProcessBench
 from smoke_tests.measure.timing import HostTimer
 from smoke_tests.records import dump
 
@@ -65,12 +69,52 @@ def whole_run(bench: ProcessBench, w: int) -> list[str]:
     return lines
 
 
+def tuned(rank: int, w: int) -> dict[str, Any]:
+    """Tune over two candidates that are right, and one that is wrong on the last rank."""
+    group = dist.group.WORLD
+    assert group is not None
+    tiles = (Tile(16, 64, 32, 1, 4), Tile(16, 128, 32, 1, 4), Tile(16, 256, 32, 1, 4))
+    choices = [Choice(Variant("one_shot", "fp16", "fp16", w, tile)) for tile in tiles]
+    setattr(tuning, "candidates", lambda _: tuple(choices))  # noqa: B010 - it is not tuning's own
+    setattr(tune, "QUICK", EFFORT)  # noqa: B010
+    chooser = tuning.Chooser()
+    workspace = Workspace(
+        SharedMemoryTransport(group),
+        max_tokens=64,
+        max_features=N,
+        dtype=torch.float16,
+        dispatch=chooser,
+    )
+
+    class Wrong(ProcessBench):
+        def ways(self, m: int) -> list[Way]:
+            (fused,) = super().ways(m)
+
+            def call(copy: int) -> torch.Tensor:
+                y = fused.call(copy)
+                return y + 99 if chooser.now == choices[2] and rank == w - 1 else y
+
+            return [dataclasses.replace(fused, call=call)]
+
+    bench = Wrong(group, torch.device("cpu"), workspace, {})
+    given = argparse.Namespace(tokens=[5])
+    found = tune.tune_ranks(given, bench, workspace, chooser, [(N, K)])
+    bench.close()
+    (picked,) = found.picked
+    origin = table.Origin("a CPU", "sm_90", 4, "interpreted", "2026-01-02", "processes", [(N, K)])
+    text = table.text_of(origin, [found])
+    return {"text": text, "timed": picked.timed, "refused": list(picked.refused.values())}
+
+
 def main() -> None:
     plan.CALLS = pairs.CALLS = plan.COPIES = 2  # type: ignore[misc]
     folder, rank, w = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_grad_enabled(False)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=w)
-    print(json.dumps(measured(rank, w, whole=sys.argv[4:] == ["run"])))
+    if sys.argv[4:] == ["tune"]:
+        print(json.dumps(tuned(rank, w)))
+    else:
+        print(json.dumps(measured(rank, w, whole=sys.argv[4:] == ["run"])))
     # A group that is held, if only by a cycle, when it is destroyed makes torch abort at exit.
     gc.collect()
     dist.destroy_process_group()
@@ -84,7 +128,10 @@ def measured(rank: int, w: int, *, whole: bool) -> Any:
     workspace = Workspace(
         SharedMemoryTransport(group), max_tokens=64, max_features=N, dtype=torch.float16
     )
-    reduces = {"gloo": Nccl(group, device, torch.float16)}
+    reduces: dict[str, MakeAllReduce] = {
+        "gloo": Nccl(group, device, torch.float16),
+        OWN: OwnAllReduce(workspace),
+    }
     if whole:
         return whole_run(ProcessBench(group, device, workspace, reduces), w)
     bench = Bench(group, device, workspace, reduces)

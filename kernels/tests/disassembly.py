@@ -17,7 +17,7 @@ _KINDS = {
     "STL": "local",
     "LD": "generic",
     "ST": "generic",
-    "UTMALDG": "bulk",
+    "UTMALDG": "bulk load",
     "UTMASTG": "bulk",
     "UBLKCP": "bulk",
     "UBLKRED": "bulk",
@@ -34,7 +34,7 @@ def accesses(nvdisasm: Path, cubin: Path) -> Counter[tuple[str, int]]:
         name, *parts = mnemonic.split(".")
         if kind := _KINDS.get(name):
             width = next((_WIDTHS[part] for part in parts if part in _WIDTHS), 4)
-            found[kind, 0 if kind == "bulk" else width] += 1
+            found[kind, 0 if kind.startswith("bulk") else width] += 1
     if not found:
         raise RuntimeError(f"nvdisasm prints no access to memory: {output[:500]}")
     return found
@@ -112,4 +112,7 @@ def _body(arch: str) -> Iterator[str]:
     yield " st.v4.b32 [%rd2+48], {%r3, %r4, %r5, %r6};"
     if int(arch.removeprefix("sm_")) >= 90:
         yield " cp.async.bulk.global.shared::cta.bulk_group [%rd3+65536], [%r7], 1024;"
+        yield " cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd3, {%r1, %r2}], [%r7];"
         yield " cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"
+        yield " cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        yield "  [%r7], [%rd3, {%r1, %r2}], [%r7];"

@@ -10,6 +10,7 @@ from interpreter_rank import (
     Kind,
     OneRank,
     bits,
+    direct,
     exact_partial,
     integers,
     kinds_of,
@@ -18,7 +19,14 @@ from interpreter_rank import (
     two_shot,
 )
 
-from gemm_allreduce.layout import EPOCH_WORD, PARTIAL_LATE, REFRESH_CALLS, RESULT_LATE
+from gemm_allreduce.layout import (
+    EPOCH_WORD,
+    GAVE_UP_WORD,
+    PARTIAL_LATE,
+    REFRESH_CALLS,
+    RESULT_LATE,
+    STATUS_WORD,
+)
 
 TOP, BOTTOM = 2**31 - 1, -(2**31)
 FOREVER = 2**30
@@ -67,6 +75,58 @@ def case_wrap() -> None:
             rank = OneRank(kind.variant, first_epoch=first)
             for call in range(1, 6):
                 call_once(rank, call, kind.comm_ctas, int32(first + call), 1 + 16 * (call % 2))
+
+
+def case_every_launch_is_one_epoch() -> None:
+    """Launches of different numbers of CTAs in a row, also where the epoch wraps around."""
+    x, weight = integers(1, 1, 16), integers(2, 192, 16)
+    expected = exact_partial(x, weight)
+    for variant in (one_shot(1), direct()):
+        for first in (0, TOP - 1, -3):
+            rank = OneRank(variant, max_features=192, first_epoch=first)
+            for call, ctas in enumerate((1, 3, 2), 1):
+                assert torch.equal(rank(x, weight, ctas=ctas), expected)
+                assert rank.epoch == int32(first + call), (variant.name, first, ctas)
+
+
+def case_a_tile_that_is_late_among_others() -> None:
+    """One-shot: a CTA sends all of its tiles, and sums those whose partials have come before."""
+    features = 256
+    x, weight = integers(1, 5, 24), integers(2, features, 24)
+    partials = [exact_partial(x, weight), integers(3, 5, features)]
+    expected = sum_in_rank_order(partials)
+    rank = OneRank(one_shot(2), max_features=features)
+    rank.deliver_peers(partials, expected, 1)
+    rank.partial_flags(0)[2, 1] = 0
+    y = rank(x, weight, ctas=1, spin_limit=3)
+    record = {"code": PARTIAL_LATE, "rank": 0, "tile": 2, "source": 1, "seen": 0, "expected": 1}
+    assert rank.status(0) == rank.host_status(0) == record
+    assert torch.equal(y[:, :128], expected[:, :128]) and y[:, 128:].isnan().all()
+    assert (rank.partial_flags(1)[:4, 0] == 1).all(), "a tile was not sent"
+
+
+def case_the_mark_of_a_rank_that_gave_up() -> None:
+    """It counts from the next call on: CTAs that begin after it was set must agree with others."""
+    x, weight = torch.ones(17, 32, dtype=HALF), torch.ones(FEATURES, 32, dtype=HALF)
+    five = torch.full((17, FEATURES), 5.0, dtype=HALF)
+    for kind in kinds_of(2):
+        for epoch in (1, 0, TOP):
+            mark = int32(2 * epoch + 1)
+            for given, healthy in (
+                (mark, True),
+                (int32(mark - 2), False),
+                (int32(mark + 2), False),
+            ):
+                rank = OneRank(kind.variant, first_epoch=int32(epoch - 1))
+                rank.deliver_peers([five, five], five + 32, epoch)
+                rank.words(0)[STATUS_WORD] = PARTIAL_LATE
+                rank.words(0)[GAVE_UP_WORD] = given
+                y = rank(x, weight, comm_ctas=kind.comm_ctas, spin_limit=3)
+                same = (y == 37).all() if healthy else y.isnan().all()
+                assert same, (str(kind), epoch, given)
+                assert rank.words(0)[GAVE_UP_WORD] == given
+                sent = (rank.all_flags(1) == epoch).any()
+                assert bool(sent) == healthy, (str(kind), epoch)
 
 
 EPOCHS = ((1, 2), (-1, 0), (0, 1), (TOP, BOTTOM), (BOTTOM, BOTTOM + 1))
@@ -200,6 +260,7 @@ def case_absent_peer() -> None:
             record |= {"seen": 0, "expected": 1}
             assert rank.status(0) == rank.host_status(0) == record, (str(kind), rank.status(0))
             assert rank.status(absent) == HEALTHY
+            assert rank.words(0)[GAVE_UP_WORD] == 2 * 1 + 1, "the mark names the call"
             # Partials do not depend on the peer, results do: none may leave.
             same = torch.equal(bits(rank.heaps[absent]), bits(wanted.heaps[absent]))
             assert same, f"{kind}: not the partial alone was sent"

@@ -34,13 +34,24 @@ GUARD = 4096
 HEALTHY = dict.fromkeys(STATUS_FIELDS, 0)
 
 
-def one_shot(world_size: int, operand: Operand = "fp16") -> Variant:
-    return Variant("one_shot", "fp16", operand, world_size, Tile(16, 64, 32, 1, 4))
+def one_shot(world_size: int, operand: Operand = "fp16", *, bulk: bool = False) -> Variant:
+    return Variant("one_shot", "fp16", operand, world_size, Tile(16, 64, 32, 1, 4, bulk))
 
 
-def two_shot(world_size: int, *, split: bool, operand: Operand = "fp16") -> Variant:
-    tile = Tile(32, 128, 32, 1, 4)
+def two_shot(
+    world_size: int,
+    *,
+    split: bool,
+    operand: Operand = "fp16",
+    bulk: bool = False,
+    block_n: int = 128,
+) -> Variant:
+    tile = Tile(32, block_n, 32, 1, 4, bulk)
     return Variant("two_shot", "fp16", operand, world_size, tile, world_size if split else 1)
+
+
+def direct(operand: Operand = "fp16", *, bulk: bool = False, block_n: int = 64) -> Variant:
+    return Variant("direct", "fp16", operand, 1, Tile(16, block_n, 32, 1, 4, bulk))
 
 
 def guarded(values: torch.Tensor) -> torch.Tensor:
@@ -118,7 +129,8 @@ class OneRank:
             self.all_flags(peer)[:] = first_epoch
         table = torch.tensor([heap.data_ptr() for heap in self.heaps], dtype=torch.int64)
         status = torch.zeros(variant.world_size, STATUS_WORDS, dtype=torch.int32)
-        self.ranks = Ranks(self.layout, table, status, rank, virtual=False)
+        scratch = self.words(rank)[self.layout.scratch // 4 : self.layout.partial_flags // 4]
+        self.ranks = Ranks(self.layout, table, status, scratch, rank, virtual=False)
 
     # ---- parts of a heap
 
@@ -179,23 +191,38 @@ class OneRank:
         tile = self.variant.tile
         return ceil_div(tokens, tile.block_m) * ceil_div(features, tile.block_n)
 
+    def places(self, tokens: int, features: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Block of rows and block of columns of each tile: 8 blocks of rows at a time."""
+        tile = self.variant.tile
+        rows, columns = ceil_div(tokens, tile.block_m), ceil_div(features, tile.block_n)
+        places = [
+            (row, column)
+            for first in range(0, rows, 8)
+            for column in range(columns)
+            for row in range(first, min(first + 8, rows))
+        ]
+        in_rows, in_columns = torch.tensor(places).unbind(1)
+        return in_rows, in_columns
+
     def to_units(self, matrix: torch.Tensor) -> torch.Tensor:
         """[M, N] -> [unit, rows, columns] in the kernels' order, NaN beyond M and N."""
         tile, split = self.variant.tile, self.variant.split
-        rows = ceil_div(matrix.shape[0], tile.block_m)
-        columns = ceil_div(matrix.shape[1], tile.block_n)
-        padded = matrix.new_full((rows * tile.block_m, columns * tile.block_n), float("nan"))
+        rows, columns = self.places(*matrix.shape)
+        height, width = (int(rows.max()) + 1, int(columns.max()) + 1)
+        padded = matrix.new_full((height * tile.block_m, width * tile.block_n), float("nan"))
         padded[: matrix.shape[0], : matrix.shape[1]] = matrix
-        blocks = padded.view(rows, tile.block_m, columns, tile.block_n).permute(2, 0, 1, 3)
-        return blocks.reshape(rows * columns * split, tile.block_m // split, tile.block_n)
+        blocks = padded.view(height, tile.block_m, width, tile.block_n)[rows, :, columns]
+        return blocks.reshape(len(rows) * split, tile.block_m // split, tile.block_n)
 
     def from_units(self, units: torch.Tensor, tokens: int, features: int) -> torch.Tensor:
         """The inverse of `to_units`, from as many elements as there are."""
         tile = self.variant.tile
-        rows, columns = ceil_div(tokens, tile.block_m), ceil_div(features, tile.block_n)
-        blocks = units.reshape(-1)[: rows * columns * tile.area]
-        blocks = blocks.view(columns, rows, tile.block_m, tile.block_n).permute(1, 2, 0, 3)
-        return blocks.reshape(rows * tile.block_m, columns * tile.block_n)[:tokens, :features]
+        rows, columns = self.places(tokens, features)
+        height, width = (int(rows.max()) + 1, int(columns.max()) + 1)
+        blocks = units.new_empty(height, tile.block_m, width, tile.block_n)
+        given = units.reshape(-1)[: len(rows) * tile.area].view(-1, tile.block_m, tile.block_n)
+        blocks[rows, :, columns] = given
+        return blocks.view(height * tile.block_m, width * tile.block_n)[:tokens, :features]
 
     def deliver_partial(self, source: int, to: int, partial: torch.Tensor, epoch: int) -> None:
         """Do to a heap what `source` does in the first phase of the call `epoch`."""
@@ -250,13 +277,17 @@ class OneRank:
         out: torch.Tensor | None = None,
         **options: Any,
     ) -> torch.Tensor:
-        """Launch; return y. Checks that nothing was written beyond y or any heap."""
+        """Launch; return y. Checks that nothing was written beyond y or any heap, and that the
+        launch counts as one epoch, however many CTAs it has.
+        """
+        epoch = self.epoch
         if out is None:
             out = guarded(torch.full((x.shape[0], weight.shape[0]), float("nan"), dtype=HALF))
         self.launch(x, weight, out, **options)
         assert_guards_unchanged(out)
         assert_guards_unchanged(self.heaps)
         assert self.arrivals == 0, "the arrival counter is not back at 0"
+        assert (self.epoch - epoch) % 2**32 == 1, "not one epoch for one launch"
         return out
 
 
@@ -271,10 +302,20 @@ class Kind:
         return f"{self.variant.name}, {self.comm_ctas} CTAs that only communicate"
 
 
-def kinds_of(world_size: int, operand: Operand = "fp16") -> list[Kind]:
-    """Every kind of kernel."""
+def kinds_of(world_size: int, operand: Operand = "fp16", *, every: bool = False) -> list[Kind]:
+    """Every kind of kernel that W ranks have. ``every``: also those that differ in the product,
+    or in how tiles are stored, not in the protocol: bulk copies, tiles in two halves.
+    """
     kinds = [Kind(one_shot(world_size, operand))]
     for split in {False, world_size > 1}:
         variant = two_shot(world_size, split=split, operand=operand)
         kinds += [Kind(variant), Kind(variant, 1)]
+        if every:
+            wide = two_shot(world_size, split=split, operand=operand, bulk=True, block_n=256)
+            kinds += [Kind(wide), Kind(wide, 1)]
+    if every:
+        kinds.append(Kind(one_shot(world_size, operand, bulk=True)))
+    if every and world_size == 1:
+        kinds += [Kind(direct(operand, bulk=bulk)) for bulk in (False, True)]
+        kinds += [Kind(direct(operand, bulk=bulk, block_n=256)) for bulk in (False, True)]
     return kinds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from interpreter_rank import (
     FEATURES,
@@ -10,13 +12,17 @@ from interpreter_rank import (
     Kind,
     OneRank,
     bits,
+    direct,
     exact_partial,
     guarded,
     integers,
     kinds_of,
     one_shot,
     sum_in_rank_order,
+    two_shot,
 )
+
+from gemm_allreduce.layout import EPOCH_WORD
 
 SHAPES = ((1, 8, 8), (16, 64, 104), (17, 72, 136), (33, 264, 24), (64, 200, 64))
 """M, N and K: with and without rows, columns and depth beyond the last tile's."""
@@ -28,7 +34,7 @@ def inputs(seed: int, tokens: int, features: int, depth: int) -> tuple[torch.Ten
 
 def case_tails() -> None:
     """Exact on integers, nothing read or written beyond M, N and K, inputs unchanged."""
-    for kind in kinds_of(1):
+    for kind in kinds_of(1, every=True):
         for seed, (tokens, features, depth) in enumerate(SHAPES):
             for ctas in (2, 5):
                 x, weight = inputs(seed, tokens, features, depth)
@@ -52,6 +58,11 @@ def check_parts(rank: OneRank, expected: torch.Tensor, what: str) -> None:
     used, unused = [receive[0], result], [slots]
     if rank.variant.algorithm == "one_shot":
         used, unused = [slots[1, 0]], [slots[0], receive, result]
+    elif rank.variant.algorithm == "direct":
+        used, unused = [], [slots, receive, result]
+        words = rank.words(0)[: rank.layout.slots // 4].clone()
+        words[EPOCH_WORD] -= 1
+        assert not words.any(), f"{what}: it has no protocol but the count of launches"
     columns = rank.variant.tile.block_n
     rows = torch.ones(tokens, -(-features // columns) * columns, dtype=HALF)
     no_rows = rank.to_units(rows).reshape(-1).isnan()
@@ -66,7 +77,7 @@ def check_parts(rank: OneRank, expected: torch.Tensor, what: str) -> None:
 def case_random_bound() -> None:
     """Random inputs against fp64: one rounding to fp16 plus fp32 accumulation over K."""
     generator = torch.Generator().manual_seed(2)
-    for kind in kinds_of(1):
+    for kind in kinds_of(1, every=True):
         for tokens, depth in ((5, 104), (33, 264)):
             x = guarded(torch.randn(tokens, depth, generator=generator).to(HALF))
             weight = guarded(torch.randn(FEATURES, depth, generator=generator).to(HALF))
@@ -114,7 +125,7 @@ def case_what_is_sent() -> None:
 
 def check_sent(kind: Kind, me: int, tokens: int, features: int) -> None:
     world_size = kind.variant.world_size
-    operands = [inputs(10 * rank, tokens, features, 40) for rank in range(world_size)]
+    operands = [inputs(10 * rank, tokens, features, 48) for rank in range(world_size)]
     partials = [exact_partial(x, weight) for x, weight in operands]
     expected = sum_in_rank_order(partials)
     rank = OneRank(kind.variant, me, max_features=features)
@@ -192,3 +203,69 @@ def case_algorithms_agree() -> None:
         rank = OneRank(kind.variant, 1)
         rank.deliver_peers([others[0], own, *others[1:]], expected, 1)
         assert torch.equal(rank(x, weight, comm_ctas=kind.comm_ctas), expected), str(kind)
+
+
+def case_more_blocks_of_rows_than_a_group() -> None:
+    """Tiles go through 8 blocks of rows at a time, then through what is left: each once."""
+    tokens, features = 300, 136
+    x, weight = inputs(1, tokens, features, 16)
+    partials = [exact_partial(x, weight), integers(3, tokens, features)]
+    for variant in (one_shot(2), two_shot(2, split=False), two_shot(2, split=True)):
+        rows = 147 if variant.algorithm == "one_shot" else tokens  # 10 blocks of 16, or of 32
+        expected = sum_in_rank_order([partial[:rows] for partial in partials])
+        rank = OneRank(variant, max_tokens=tokens, max_features=features)
+        rank.deliver_peers([partial[:rows] for partial in partials], expected, 1)
+        assert torch.equal(rank(x[:rows], weight), expected), variant.name
+    rank = OneRank(direct(), max_tokens=tokens, max_features=features)
+    assert torch.equal(rank(x, weight), partials[0])
+
+
+def case_bulk_copies_and_tiles_in_halves() -> None:
+    """What differs from other kernels only within a rank: heaps and results are the same."""
+    kinds = [kind for kind in kinds_of(2, every=True) if kind.variant.tile.bulk]
+    assert len(kinds) == 5 and any(kind.variant.tile.block_n == 256 for kind in kinds)
+    for kind in kinds:
+        check_sent(kind, 1, 33, 512)
+
+
+def case_direct_is_as_exact_as_float64() -> None:
+    """Bias, residual, and 8-bit operands with scales; M, N and K end within tiles."""
+    for bulk, block_n in ((False, 64), (True, 64), (False, 256), (True, 256)):
+        for operand, depth in (("fp16", 48), ("int8", 80)):
+            tokens, features = 19, 264
+            kind = HALF if operand == "fp16" else torch.int8
+            x = integers(1, tokens, depth, dtype=kind)
+            weight = integers(2, features, depth, dtype=kind)
+            exact, scales = x.double() @ weight.double().T, {}
+            if operand == "int8":
+                scales["x_scale"] = guarded(2.0 ** -(torch.arange(tokens) % 5))
+                scales["weight_scale"] = guarded(2.0 ** -(torch.arange(features) % 3))
+                exact = exact * scales["x_scale"][:, None] * scales["weight_scale"][None, :]
+            bias, residual = integers(3, features), integers(4, tokens, features)
+            variant = direct(operand, bulk=bulk, block_n=block_n)  # type: ignore[arg-type]
+            for extras in ({}, {"bias": bias, "residual": residual}, {"residual": residual}):
+                rank = OneRank(variant, max_features=features)
+                y = rank(x, weight, ctas=2, **scales, **extras)
+                wanted = exact.to(HALF).double()
+                for extra in extras.values():
+                    wanted = wanted + extra.double()
+                assert torch.equal(y, wanted.to(HALF)), (variant.name, list(extras))
+
+
+def case_given_partials() -> None:
+    """Without a product: the same bits as the sum in rank order, of any values."""
+    generator = torch.Generator().manual_seed(5)
+    tokens, features = 35, 264
+    partials = [torch.randn(tokens, features, generator=generator).to(HALF) for _ in range(4)]
+    expected = sum_in_rank_order(partials)
+    unused = torch.full((features, 8), float("nan"), dtype=HALF)
+    for kind in kinds_of(4):
+        rank = OneRank(replace(kind.variant, product=False), 2, max_features=features)
+        rank.deliver_peers(partials, expected, 1)
+        y = rank(guarded(partials[2]), unused, comm_ctas=kind.comm_ctas)
+        assert torch.equal(y, expected), str(kind)
+        for peer in (0, 1, 3):
+            wanted = OneRank(rank.variant, 2, max_features=features)
+            wanted.deliver_partial(2, peer, partials[2], 1)
+            flags = wanted.partial_flags(peer) == 1
+            assert (rank.partial_flags(peer)[flags] == 1).all(), str(kind)

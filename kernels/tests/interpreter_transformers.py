@@ -171,6 +171,17 @@ def case_calls_beyond_the_conditions_are_native_and_counted() -> None:
     }, counted
 
 
+def case_columns_of_all_ranks_are_left_to_the_native_forward() -> None:
+    made = model()
+    with workspace() as one, torch.no_grad():
+        fused.attach(made, one)
+        site = getattr(made.down, fused._SITE)
+        whole = torch.cat([batch(3), batch(3)], dim=-1)
+        site.native = lambda x: made.down.weight.to_local() @ x[:, :DEPTH].T
+        assert made.down(whole).shape == (FEATURES, 3)
+        assert fused.calls(made)["down"] == {"x is not a local shard": 1}
+
+
 def case_a_closed_workspace_and_a_detached_model_are_native() -> None:
     made = model()
     with torch.no_grad():

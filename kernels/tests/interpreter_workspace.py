@@ -53,7 +53,8 @@ def case_what_the_interpreter_cannot_run() -> None:
         heaps = torch.zeros(variant.world_size, layout.total_bytes, dtype=torch.uint8)
         table = torch.tensor([heap.data_ptr() for heap in heaps], dtype=torch.int64)
         status = torch.zeros(variant.world_size, STATUS_WORDS, dtype=torch.int32)
-        ranks = Ranks(layout, table, status, 0, virtual)
+        scratch = heaps[0, layout.scratch : layout.partial_flags].view(torch.int32)
+        ranks = Ranks(layout, table, status, scratch, 0, virtual)
         x, weight = torch.ones(4, 16, dtype=HALF), torch.ones(FEATURES, 16, dtype=HALF)
         operands = Operands(x, weight, torch.empty(4, FEATURES, dtype=HALF))
         require(
@@ -172,7 +173,7 @@ class Prepared:
 
     def prepare(self, variant: Variant, ranks: Ranks) -> bool:
         self.names.append(variant.name)
-        return variant.algorithm == "one_shot"
+        return variant.tile.bulk
 
 
 def case_warmup_loads_what_the_layers_need() -> None:
@@ -182,8 +183,10 @@ def case_warmup_loads_what_the_layers_need() -> None:
     needed = {choose(Shape(m, 8192, 64, 1, "sm_90", "fp16")).variant.name for m in range(1, 4097)}
     assert set(done.variants) == needed and len(done.variants) == len(needed) >= 3
     assert kernels.names == list(done.variants)
-    assert done.loaded == tuple(name for name in done.variants if name.startswith("one_shot"))
-    assert str(done).startswith(f"{len(needed)} kernels are ready, 2 of them loaded now, in ")
+    assert done.loaded == tuple(name for name in done.variants if name.endswith("_bulk"))
+    assert 0 < len(done.loaded) < len(needed)
+    words = f"{len(needed)} kernels are ready, {len(done.loaded)} of them loaded now, in "
+    assert str(done).startswith(words)
     few = workspace.warmup([(8192, 64)], tokens=[1, 2], operands=[torch.int8])
     assert few.variants == (choose(Shape(1, 8192, 64, 1, "sm_90", "fp16", "int8")).variant.name,)
     require(ValueError, "tokens must be at least 1", lambda: workspace.warmup([(8, 8)], tokens=[0]))
@@ -201,6 +204,58 @@ def case_warmup_asks_another_table_for_every_m() -> None:
     workspace = workspace_of_one(dispatch=dispatch)
     assert workspace.warmup([(64, 64)]).loaded == ()  # interpreted: there is nothing to load
     assert asked == list(range(1, 65))
+
+
+class Differing(OneProcess):
+    """Two ranks, of which the other one tells what this one does, but for some settings."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(2, "cpu")
+        self._settings = settings
+
+    def gather(self, value: object) -> list[object]:
+        other = value | self._settings if isinstance(value, dict) else value
+        return [value, other]
+
+
+def case_ranks_of_unequal_multiprocessors_are_refused() -> None:
+    """They would choose different kernels, and wait for each other."""
+    options = {"max_tokens": 64, "max_features": FEATURES, "dtype": HALF}
+    words = "multiprocessors differs between ranks: [4, 66]"
+    require(ValueError, words, lambda: Workspace(Differing(multiprocessors=66), **options))
+    words = "architecture differs between ranks: ['sm_90', 'sm_80']"
+    require(ValueError, words, lambda: Workspace(Differing(architecture="sm_80"), **options))
+
+
+def case_dispatch_is_told_the_multiprocessors_of_a_rank() -> None:
+    """Virtual ranks share those of the GPU; what sm_margin leaves free counts as theirs."""
+    for ranks, each in ((1, 4), (2, 2), (4, 1), (8, 1)):
+        shapes: list[Shape] = []
+
+        def dispatch(shape: Shape, shapes: list[Shape] = shapes) -> Choice:
+            shapes.append(shape)
+            return choose(shape)
+
+        workspace = Workspace(
+            VirtualTransport(ranks, "cpu"),
+            max_tokens=64,
+            max_features=FEATURES,
+            dtype=HALF,
+            dispatch=dispatch,
+        )
+        workspace.kernels = Prepared()  # type: ignore[assignment]
+        workspace.warmup([(FEATURES, 64)], tokens=[1])
+        assert [shape.processors for shape in shapes] == [each]
+
+
+def case_rows_of_8_elements_in_the_interpreter() -> None:
+    """Triton 3.4's interpreter refuses descriptors of such rows: bulk kernels run without them."""
+    for depth in (24, 32):
+        workspace = workspace_of_one(max_tokens=128, max_features=264)
+        assert workspace._choose(workspace._shape(70, 264, depth, "fp16")).variant.tile.bulk
+        x, weight = integers(1, 1, 70, depth), integers(2, 1, 264, depth)
+        y = gemm_allreduce(x, weight, workspace)
+        assert torch.equal(y[0], exact_partial(x[0], weight[0])), depth
 
 
 def case_linear() -> None:

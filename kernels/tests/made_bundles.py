@@ -18,6 +18,7 @@ from gemm_allreduce.signature import sources_digest
 from gemm_allreduce.variants import Tile, Variant
 
 SMALL = Variant("one_shot", "fp16", "fp16", 1, Tile(16, 64, 128, 4, 4))
+BULK = Variant("direct", "fp16", "fp16", 1, Tile(128, 256, 64, 4, 8, True))
 LARGE = Variant("two_shot", "fp16", "fp16", 2, Tile(128, 128, 64, 3, 8))
 
 

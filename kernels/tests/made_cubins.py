@@ -10,8 +10,11 @@ from gemm_allreduce.arguments import ARGUMENTS, POINTERS
 from gemm_allreduce.checks import expected_traffic
 from gemm_allreduce.variants import WARP, Variant
 
-_CODES = {"load": 0x981, "store": 0x986, "copy": 0xFAE, "local": 0x983, "generic": 0x980}
-_WIDTHS = {1: 0, 2: 2, 4: 4, 8: 5, 16: 6}
+_CODES = {
+    **{"load": 0x981, "store": 0x986, "copy": 0xFAE, "local": 0x983, "generic": 0x980},
+    **{"bulk load": 0x5B4, "bulk": 0x3B5},
+}
+_WIDTHS = {0: 0, 1: 0, 2: 2, 4: 4, 8: 5, 16: 6}
 
 
 def attribute(number: int, value: bytes | int, form: int = 4) -> bytes:
@@ -118,7 +121,7 @@ def maker_for(variant: Variant, arch: str) -> Maker:
     sm = int(arch.removeprefix("sm_"))
     traffic = expected_traffic(variant)
     counts = {
-        ("copy", 16): 6,
+        ("bulk load", 0) if variant.tile.bulk else ("copy", 16): 6,
         ("load", 2): 1,
         ("load", 4): 20,
         ("load", 8): 9,

@@ -21,13 +21,14 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent))
 
 from disassembly import accesses, resource_usage
-from ptx_lint import Expected, lint
+from ptx_lint import WIDE, Expected, lint
 
 from gemm_allreduce.arguments import ARGUMENTS
 from gemm_allreduce.checks import check_cubin
 from gemm_allreduce.compiler import Job, make_cubin, run_job
 from gemm_allreduce.dispatch import Shape, choose
 from gemm_allreduce.forked import run_forked
+from gemm_allreduce.layout import ELEMENT_BYTES
 from gemm_allreduce.resources import read_kernel
 from gemm_allreduce.sass import count_accesses
 from gemm_allreduce.toolchain import compile_environment, find_ptxas
@@ -37,16 +38,18 @@ ARCHS = ("sm_80", "sm_90", "sm_100")
 
 # Calls, not variants: what is linted follows the dispatch table.
 KINDS: dict[str, tuple[int, int, Operand]] = {
+    "direct": (16, 1, "bf16"),
+    "direct_large": (8192, 1, "bf16"),
     "one_shot": (16, 8, "bf16"),
-    "one_shot_two_ranks": (256, 2, "bf16"),
+    "one_shot_two_ranks": (64, 2, "bf16"),
     "two_shot_split": (64, 8, "bf16"),
     "two_shot": (8192, 8, "bf16"),
     "two_shot_int8": (8192, 8, "int8"),
-    "two_shot_split_fp8": (512, 8, "fp8e4m3"),
+    "two_shot_split_fp8": (128, 8, "fp8e4m3"),
     "two_shot_multimem": (8192, 8, "bf16"),
     "two_shot_multimem_fp16": (8192, 8, "fp16"),
-    "two_shot_split_multimem": (64, 8, "bf16"),
-    "two_shot_split_multimem_fp16": (512, 8, "fp16"),
+    "two_shot_split_multimem": (128, 8, "bf16"),
+    "two_shot_split_multimem_fp16": (128, 8, "fp16"),
 }
 """M, W and operand; N 8192, K 1024. Dispatch chooses no multimem: that is asked for."""
 
@@ -65,18 +68,24 @@ def variant_of(kind: str, arch: str) -> Variant:
 
 
 def expected_of(variant: Variant) -> Expected:
-    """Read off the sources: each wait_flags there, and each publish that SPLIT leaves."""
-    ranks = variant.world_size
+    """Read off the sources: each wait_flags there, and each publish."""
+    threads, ranks = WARP * variant.tile.num_warps, variant.world_size
+    plain = {"threads": threads, "scaled": variant.scaled, "bulk": variant.tile.bulk}
+    width = min(WIDE, variant.tile.area * ELEMENT_BYTES // threads)
+    if variant.algorithm == "direct":
+        return Expected(0, 0, ranks=0, tile_width=width, **plain)
     if variant.algorithm == "one_shot":
-        return Expected(1, (ranks,), variant.scaled)
-    threads = WARP * variant.tile.num_warps
-    pieces = (
-        variant.unit_rows * variant.tile.block_n // MULTIMEM_ELEMENTS // threads
-        if variant.multimem
-        else 0
+        return Expected(1, 1, ranks=ranks, tile_width=width, unit_width=width, **plain)
+    unit = variant.unit_rows * variant.tile.block_n
+    return Expected(
+        *(2, 2),
+        **plain,
+        ranks=ranks,
+        tile_width=width,
+        unit_width=min(WIDE, unit * ELEMENT_BYTES // threads),
+        multimem=unit // MULTIMEM_ELEMENTS // threads if variant.multimem else 0,
+        element="bf16" if variant.dtype == "bf16" else "f16",
     )
-    element = "bf16" if variant.dtype == "bf16" else "f16"
-    return Expected(2, (ranks, variant.split), variant.scaled, pieces, element)
 
 
 def examine(job: Job, out: Path, stem: str) -> dict[str, Any]:

@@ -5,13 +5,15 @@ A pure function of text: it needs no Triton, so it can look at the output of any
 Order
     1. Every release is at system scope, and the access before it in its basic block is a barrier
        of the whole CTA: other warps' stores are then older than the flag.
-    2. Every acquire is at system scope, and on every path from it a barrier comes before the next
-       access: other warps' loads are then younger than the flag.
-    3. As many releases and acquires as the source has: compilers delete atomics whose result is
+    2. Every acquire is a poll of flags at system scope, and on every path from it a barrier comes
+       before any access but the rest of the same poll: other warps' loads are then younger than
+       the flag.
+    3. As many releases and acquires as the source has: compilers delete accesses whose result is
        unused, and a flag must not be set twice.
-    4. No tile is read from the heap without an acquire since the last poll, and only behind the
-       last acquire of each wait.
-    5. The CTA that stores the epoch counts itself in behind a barrier, with acq_rel.
+    4. No tile is read from the heap without an acquire since the kernel began, since the last
+       release and since y was last stored; and only behind the last acquire of each poll.
+    5. The counter of launches is read once, and added to once, by a relaxed 64-bit atomic: behind
+       a barrier, where the kernel has read its epoch from it. Nothing else is ordered by it.
 
 Multimem
     6. Without it no access to multicast memory; with it, both kinds, as often as the unit has
@@ -20,7 +22,13 @@ Multimem
        after every acquire before a sum is read, and after every multicast store before a release.
 
 Width
-    Tiles move 16 bytes at a time. What may be narrower, and why, is NARROW below.
+    Tiles move 16 bytes at a time. What may be narrower, and why, is NARROW below; and a tile, or
+    a unit of one, that has no 16 bytes for each thread: of it each thread moves one piece.
+
+Bulk copies
+    8. Only where the tile says so, only loads, and only with descriptors of x and weight: what
+       peers write is never read, and nothing is stored, by a proxy that no flag orders.
+    9. A descriptor is fenced by the thread that wrote it, and a barrier comes before its use.
 
 Nothing else may touch global memory: an access that this file does not know, or whose pointer it
 cannot follow back to an argument, is reported.
@@ -45,7 +53,6 @@ NARROW: Final[dict[tuple[str, str], tuple[int, ...]]] = {
     # Addresses, one each.
     ("ld", "heap_table"): (8,),
     # Control words; how many of them is checked too.
-    ("ld", "heap"): (4,),
     ("st", "heap"): (4,),
     ("st", "status_ptr"): (4,),
 }
@@ -60,12 +67,15 @@ TILES: Final = {
 }
 """What may be loaded and stored 16 bytes at a time."""
 
-ARRIVE_STORES: Final = 2
-"""Words that the last CTA to arrive stores: arrival counter and epoch."""
+LANES: Final = 256
+"""Flags that a poll reads, each thread one or more."""
+POLLS: Final = 2
+"""Of each wait: a first look, and one in a loop."""
 REFRESHES: Final = 1
 """Places that look at a flag which may be old, and replace it."""
-REPORT_STORES: Final = 5
-"""Words of the status record that follow the code; the host's copy has the code too."""
+REPORT_STORES: Final = 6
+"""Words that follow the status record's code: its other fields, and that the rank gave up. The
+host's copy has the code in place of that."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +84,32 @@ class Expected:
 
     Attributes:
         releases: calls of `publish`.
-        waits: flags that each call of `wait_flags` waits for.
+        waits: calls of `wait_flags`.
+        threads: of a CTA.
         scaled: x and weight come with scales.
+        ranks: partials of a unit; 0 where there is no protocol at all.
+        tile_width: bytes that each thread moves at a time of a tile.
+        unit_width: the same of a part of a unit that is summed; in one-shot that of the tile.
+        bulk: x and weight come by bulk copies.
         multimem: multimem loads, and as many stores, of each thread and unit; 0 for none.
         element: bf16 or f16, what these move.
     """
 
     releases: int
-    waits: tuple[int, ...]
+    waits: int
+    threads: int
     scaled: bool
+    ranks: int
+    tile_width: int = WIDE
+    unit_width: int = WIDE
+    bulk: bool = False
     multimem: int = 0
     element: str = "bf16"
+
+    @property
+    def poll(self) -> int:
+        """Instructions of one poll."""
+        return max(1, LANES // self.threads)
 
 
 @dataclass(frozen=True)
@@ -123,8 +148,24 @@ class Instruction:
         if self.parts[0] in ("ld", "ldu", "st"):
             return not re.search(r"\.(param|shared|const|local)\b", self.op)
         if self.parts[0] == "cp":
-            return not re.search(r"(commit|wait)_(group|all)|mbarrier", self.op)
+            return not re.search(r"(commit|wait)_(group|all)|^cp\.async\.mbarrier", self.op)
         return False
+
+    @property
+    def is_bulk_load(self) -> bool:
+        """Whether it copies a tile, by a descriptor, into shared memory."""
+        loads = r"cp\.async\.bulk\.tensor\.\dd\.shared::\w+\.global\.mbarrier::"
+        return bool(re.match(loads, self.op))
+
+    @property
+    def is_descriptor(self) -> bool:
+        """Whether it writes a descriptor to memory."""
+        return self.op.startswith("tensormap.cp_fenceproxy.")
+
+    @property
+    def is_descriptor_fence(self) -> bool:
+        """Whether bulk copies of this thread find descriptors that were written before."""
+        return self.op.startswith("fence.proxy.tensormap::generic.acquire.")
 
     @property
     def is_proxy_fence(self) -> bool:
@@ -145,8 +186,12 @@ class Instruction:
 
     @property
     def address(self) -> str:
-        """The register in the brackets; for a copy, that of its source."""
+        """The register in the brackets; for a copy, that of its source or of its descriptor."""
         found = re.findall(r"\[\s*(%\w+)", self.operands)
+        if self.is_bulk_load:
+            return found[1] if len(found) == 3 else ""
+        if self.is_descriptor:
+            return found[0] if found else ""
         return found[-1] if found else ""
 
     @property
@@ -240,11 +285,18 @@ class Program:
                 writers.setdefault(register, []).append(at)
         return writers
 
+    def value_origin(self, at: Instruction) -> str:
+        """The argument that the last operand comes from, as `origin` of a pointer."""
+        return self._origin_of((re.findall(r"%\w+", at.operands) or [""])[-1])
+
     def origin(self, at: Instruction) -> str:
         """The argument that an access's pointer comes from; ``heap`` for one out of the table."""
+        return self._origin_of(at.address)
+
+    def _origin_of(self, register: str) -> str:
         found: set[str] = set()
         seen: set[str] = set()
-        to_visit = [at.address]
+        to_visit = [register]
         while to_visit:
             register = to_visit.pop()
             if register in seen:
@@ -278,13 +330,14 @@ def lint(ptx: str, expected: Expected, arguments: Sequence[str]) -> list[str]:
     return [
         *_releases(program, expected),
         *_acquires(program, expected),
-        *_arrival(program),
+        *_arrival(program, expected),
+        *_bulk(program, expected),
         *_multimem(program, expected),
         *_accesses(program, expected),
     ]
 
 
-def _is_poll(at: Instruction) -> bool:
+def _is_refresh(at: Instruction) -> bool:
     relaxed = at.is_global and {"relaxed", "sys"} < set(at.parts)
     return relaxed and "cas" not in at.parts and at.parts[0] != "multimem"
 
@@ -293,8 +346,12 @@ def _is_acquire(at: Instruction) -> bool:
     return at.is_global and at.order == "acquire"
 
 
+def _is_release(at: Instruction) -> bool:
+    return at.is_global and at.order == "release"
+
+
 def _releases(program: Program, expected: Expected) -> Iterator[str]:
-    releases = [at for at in program.code if at.is_global and at.order == "release"]
+    releases = [at for at in program.code if _is_release(at)]
     if len(releases) != expected.releases:
         yield f"{len(releases)} releases, the source has {expected.releases}"
     for at in releases:
@@ -307,26 +364,29 @@ def _releases(program: Program, expected: Expected) -> Iterator[str]:
 
 def _acquires(program: Program, expected: Expected) -> Iterator[str]:
     acquires = [at for at in program.code if _is_acquire(at)]
-    wanted = sum(expected.waits)
+    wanted = expected.waits * POLLS * expected.poll
     if len(acquires) != wanted:
         yield f"{len(acquires)} acquires, the source has {wanted}"
-    polls = sum(_is_poll(at) for at in program.code)
-    if polls != 2 * wanted + REFRESHES:  # a first look and a loop each
-        yield f"{polls} polls at system scope, the source has {2 * wanted + REFRESHES}"
     for at in acquires:
-        if "sys" not in at.parts:
+        if "sys" not in at.parts or at.parts[0] != "ld":
             yield f"acquire not at system scope: {at}"
         for access in program.after(at, lambda a: a.is_barrier or a.is_global):
-            if not access.is_barrier:
+            same_poll = _is_acquire(access) and access.block == at.block
+            if not access.is_barrier and not same_poll:
                 yield f"no barrier between the acquire: {at}, and {access}"
 
     def reads_tile(at: Instruction) -> bool:
         loads = at.parts[0] in ("ld", "cp") or at.op.startswith("multimem.ld_reduce.")
-        wide = loads and at.is_global and at.width >= WIDE
-        return wide and program.origin(at) == "heap"
+        wide = loads and at.is_global and at.width >= expected.unit_width
+        plain = at.order == "" or at.parts[0] == "multimem"
+        return wide and plain and program.origin(at) == "heap"
+
+    def ends_a_tile(at: Instruction) -> bool:
+        stores_y = at.is_global and at.parts[0] == "st" and program.origin(at) == "y_ptr"
+        return stores_y or _is_release(at)
 
     # With the acquires taken out of the graph no tile may be within reach.
-    starts = [0, *(at.index for at in program.code if _is_poll(at))]
+    starts = [0, *(at.index + 1 for at in program.code if ends_a_tile(at))]
     unordered = {
         met.index: met
         for start in starts
@@ -334,23 +394,63 @@ def _acquires(program: Program, expected: Expected) -> Iterator[str]:
         if reads_tile(met)
     }
     for at in unordered.values():
-        yield f"a tile is read without an acquire since the last poll: {at}"
+        yield f"a tile is read without an acquire before it: {at}"
     last = sum(
-        any(reads_tile(met) for met in program.after(at, lambda a: _is_poll(a) or reads_tile(a)))
+        any(reads_tile(met) for met in program.after(at, lambda a: _is_acquire(a) or reads_tile(a)))
         for at in acquires
     )
-    if last != len(expected.waits):
-        yield f"tiles are read behind {last} acquires, the source has {len(expected.waits)} waits"
+    if last != POLLS * expected.waits:
+        yield f"tiles are read behind {last} acquires, the source has {expected.waits} waits"
 
 
-def _arrival(program: Program) -> Iterator[str]:
-    arrivals = [at for at in program.code if at.is_global and at.order == "acq_rel"]
+def _counts_in(at: Instruction) -> bool:
+    adds = at.is_global and at.parts[0] in ("atom", "red") and "add" in at.parts
+    return adds and at.parts[-1] in ("u64", "s64")
+
+
+def _arrival(program: Program, expected: Expected) -> Iterator[str]:
+    arrivals = [at for at in program.code if _counts_in(at)]
     if len(arrivals) != 1:
-        yield f"{len(arrivals)} acq_rel atomics, the source has 1: the arrival counter"
+        yield f"{len(arrivals)} 64-bit additions, the source has 1: the counter of launches"
     for at in arrivals:
+        if at.order != "relaxed" or "gpu" not in at.parts:
+            yield f"the counter is not added to relaxed, for the GPU: {at}"
         before = program.before(at)
-        if before is None or not before.is_barrier:
+        while before is not None and program.origin(before) == "heap_table":
+            before = program.before(before)
+        if expected.waits and (before is None or not before.is_barrier):
             yield f"no barrier before arriving: {at}, but {before or 'a branch'}"
+    for at in program.code:
+        if at.is_global and at.order == "acq_rel":
+            yield f"an order that nothing needs: {at}"
+
+
+def _bulk(program: Program, expected: Expected) -> Iterator[str]:
+    loads = [at for at in program.code if at.is_bulk_load]
+    if not expected.bulk:
+        for at in loads:
+            yield f"a bulk copy, the source has none: {at}"
+        return
+    if not loads:
+        yield "no bulk load of x and weight"
+    own = f"parameter {len(program.arguments)}"
+    for at in (*loads, *(at for at in program.code if at.is_descriptor)):
+        if (origin := program.origin(at)) != own:
+            yield f"a descriptor in {origin}, expected {own}: {at}"
+    described = sorted(
+        program.value_origin(at) for at in program.code if ".global_address." in at.op
+    )
+    if described != ["weight_ptr", "x_ptr"]:
+        yield f"descriptors of {', '.join(described) or 'nothing'}, expected x_ptr, weight_ptr"
+    for at in program.code:
+        if not at.is_descriptor:
+            continue
+        for met in program.after(at, lambda a: a.is_descriptor_fence or a.is_barrier):
+            if not met.is_descriptor_fence:
+                yield f"no fence behind the descriptor: {at}, but {met}"
+        for met in program.after(at, lambda a: a.is_bulk_load or a.is_barrier):
+            if not met.is_barrier:
+                yield f"no barrier between the descriptor: {at}, and {met}"
 
 
 def _multimem(program: Program, expected: Expected) -> Iterator[str]:
@@ -379,10 +479,14 @@ def _multimem(program: Program, expected: Expected) -> Iterator[str]:
 
 def _accesses(program: Program, expected: Expected) -> Iterator[str]:
     counts: dict[tuple[str, str, bool], int] = {}
+
+    def count(move: str, origin: str, wide: bool = False) -> None:
+        counts[move, origin, wide] = counts.get((move, origin, wide), 0) + 1
+
     for at in program.code:
         if re.match(r"(ld|st)\.local", at.op):
             yield f"local memory: {at}"
-        if not at.is_global:
+        if not at.is_global or at.is_bulk_load:
             continue
         kind = at.parts[0]
         if expected.multimem and re.match(r"multimem\.(ld_reduce|st)\.", at.op):
@@ -390,12 +494,18 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
                 yield f"not a piece of {expected.element}: {at}"
             continue
         origin = program.origin(at)
-        if kind in ("atom", "ld") and at.order in ("release", "acquire", "acq_rel", "relaxed"):
+        if re.match(r"ld\.volatile\.global\.b(32|64)$", at.op) and origin == "heap":
+            count("volatile ld", f"heap, {at.width} bytes")
+            continue
+        if kind in ("atom", "red", "ld") and at.order in ("release", "acquire", "relaxed"):
             if origin != "heap":
                 yield f"atomic on {origin}: {at}"
             if "cas" in at.parts:
-                exchange = ("cas", "sys" if "sys" in at.parts else "gpu", False)
-                counts[exchange] = counts.get(exchange, 0) + 1
+                count("cas", "sys" if "sys" in at.parts else "gpu")
+            elif _is_refresh(at):
+                count("look", "sys")
+            elif at.order == "relaxed" and not _counts_in(at):
+                yield f"unknown access to global memory: {at}"
             continue
         if not re.match(r"(ld|st)\.global\.|cp\.async\.c[ag]\.shared(::cta)?\.global", at.op):
             yield f"unknown access to global memory: {at}"
@@ -403,32 +513,45 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
         move = "st" if kind == "st" else "ld"
         scale = origin in ("x_scale_ptr", "weight_scale_ptr")
         wide = at.width == WIDE and origin in TILES[move]
-        if not wide and (kind == "cp" or at.width not in NARROW.get((move, origin), ())):
+        part = origin in ("heap", "residual_ptr") and at.width == expected.unit_width
+        part = part or (origin == "y_ptr" and at.width == expected.tile_width)
+        narrow = kind != "cp" and at.width in NARROW.get((move, origin), ())
+        if not (wide or part or narrow):
             yield f"{at.width} bytes at a time, {move} of {origin}: {at}"
         if scale and not expected.scaled:
             yield f"a scale is read, the source reads none: {at}"
-        counts[move, origin, wide] = counts.get((move, origin, wide), 0) + 1
+        count(move, origin, wide)
 
-    reports = len(expected.waits)
-    for (move, origin, wide), wanted in {
-        ("ld", "heap", False): 1,  # the epoch
-        ("st", "heap", False): ARRIVE_STORES + REPORT_STORES * reports,
-        ("st", "status_ptr", False): (REPORT_STORES + 1) * reports,
-        ("cas", "gpu", False): reports,
-        ("cas", "sys", False): REFRESHES,
+    protocol = bool(expected.ranks)
+    parts = expected.ranks if expected.unit_width < WIDE else 0
+    for (move, origin), wanted in {
+        ("volatile ld", "heap, 8 bytes"): protocol,  # the counter
+        ("volatile ld", "heap, 4 bytes"): protocol,  # the mark of a rank that gave up
+        ("ld", "heap"): parts,
+        ("st", "heap"): REPORT_STORES * expected.waits + parts,
+        ("st", "status_ptr"): REPORT_STORES * expected.waits,
+        ("cas", "gpu"): expected.waits,
+        ("cas", "sys"): REFRESHES * protocol,
+        ("look", "sys"): REFRESHES * protocol,
     }.items():
-        count = counts.get((move, origin, wide), 0)
-        if count != wanted:
-            yield f"{count} words, {move} of {origin}, the source has {wanted}"
-    for move, origin in (
-        ("ld", "x_ptr"),
-        ("ld", "weight_ptr"),
-        ("ld", "heap"),
-        ("ld", "residual_ptr"),
-        ("st", "heap"),
-        ("st", "y_ptr"),
-    ):
+        found = counts.get((move, origin, False), 0)
+        if found != wanted:
+            yield f"{found} words, {move} of {origin}, the source has {int(wanted)}"
+    small = expected.tile_width < WIDE
+    heap = [("ld", "heap"), ("st", "heap")] if protocol and not small else []
+    operands = [] if expected.bulk else [("ld", "x_ptr"), ("ld", "weight_ptr")]
+    residual = [("ld", "residual_ptr")] if not parts else []
+    for move, origin in (*operands, *residual, *heap):
         if not counts.get((move, origin, True)):
             yield f"no 16-byte {move} of {origin}"
+    if not counts.get(("st", "y_ptr", not small)):
+        yield f"no {expected.tile_width}-byte st of y_ptr"
+    for origin in ("x_ptr", "weight_ptr"):
+        if expected.bulk and counts.get(("ld", origin, True)):
+            yield f"{origin} is read without its descriptor"
+    if parts and not counts.get(("ld", "residual_ptr", False)):
+        yield "no load of residual_ptr"
+    if not protocol and any(origin == "heap" and move != "red" for move, origin, _ in counts):
+        yield "the heap is used, the source has nothing there but the counter"
     if expected.scaled and not any(origin == "x_scale_ptr" for _, origin, _ in counts):
         yield "no load of x_scale_ptr"

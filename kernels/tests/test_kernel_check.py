@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from bundles import ARCHS as COMPILED_ARCHS
-from bundles import SELECTED, Compiled, needs_triton, run_module
+from bundles import SELECTED, Compiled, needs_triton, run_module, variants_of
 from made_cubins import instructions, maker_for, parameters
 
 import gemm_allreduce
@@ -32,7 +32,7 @@ from gemm_allreduce.limits import (
 )
 from gemm_allreduce.manifest import write_bundle
 from gemm_allreduce.toolchain import Ptxas, Triton
-from gemm_allreduce.variants import Variant
+from gemm_allreduce.variants import Tile, Variant
 
 PTXAS = Ptxas("/somewhere/ptxas", "12.8.93", "ab" * 32)
 TRITON = Triton("3.4.0", "3.4.0+dist.01234567", True, "cd" * 32)
@@ -61,11 +61,13 @@ def test_what_is_right_passes(arch: str) -> None:
         assert checks_of(made(variant, arch), variant) == {}
 
 
-def counted(changes: dict[tuple[str, int], int], arch: str = "sm_90") -> bytes:
-    """Return code of `VARIANT` with other numbers of some accesses."""
-    traffic = expected_traffic(VARIANT)
+def counted(
+    changes: dict[tuple[str, int], int], arch: str = "sm_90", variant: Variant = VARIANT
+) -> bytes:
+    """Return code of a variant with other numbers of some accesses."""
+    traffic = expected_traffic(variant)
     counts = {
-        ("copy", 16): 6,
+        ("bulk load", 0) if variant.tile.bulk else ("copy", 16): 6,
         ("load", 16): traffic.loads,
         ("store", 4): traffic.words,
         ("store", 16): traffic.stores,
@@ -88,6 +90,8 @@ def counted(changes: dict[tuple[str, int], int], arch: str = "sm_90") -> bytes:
         ({("copy", 8): 1}, "asynchronous copies below 16 bytes.*at most 0, got 1"),
         ({("copy", 16): 0}, "asynchronous copies of x and weight.*some, got none"),
         ({("generic", 4): 1}, "memory of an unknown kind.*at most 0, got 1"),
+        ({("bulk load", 0): 1}, "bulk loads.*at most 0, got 1"),
+        ({("bulk", 0): 1}, "bulk copies, which no flag.*at most 0, got 1"),
     ],
 )
 def test_narrow_accesses_are_found(
@@ -97,6 +101,47 @@ def test_narrow_accesses_are_found(
     found = [str(f) for f in check_cubin(VARIANT, cubin.record, cubin.data)]
     assert any(re.search(message, sentence) for sentence in found), found
     assert all("(width)" in sentence for sentence in found)
+
+
+BULK = SELECTED[3]
+"""Two-shot without split, 2 ranks, x and weight by bulk copies."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({("bulk load", 0): 0}, "bulk copies of x and weight to shared memory.*some, got none"),
+        ({("bulk load", 0): 0, ("copy", 16): 6}, "bulk copies of x and weight.*some, got none"),
+        ({("bulk", 0): 1}, "bulk copies, which no flag.*at most 0, got 1"),
+    ],
+)
+def test_bulk_loads_are_wanted_where_the_tile_says_so_and_no_other_bulk_copy(
+    changes: dict[tuple[str, int], int], message: str
+) -> None:
+    assert BULK.tile.bulk and not VARIANT.tile.bulk
+    for given, wanted in (({}, ""), (changes, message)):
+        cubin = made(BULK, "sm_90", code=counted(given, variant=BULK))
+        found = [str(f) for f in check_cubin(BULK, cubin.record, cubin.data)]
+        assert any(re.search(wanted, sentence) for sentence in found) == bool(wanted), found
+
+
+@pytest.mark.parametrize(
+    ("variant", "traffic"),
+    [
+        # 16 x 64 elements: one piece for each of 128 threads; each of 8 partials is read, sent.
+        (Variant("one_shot", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 4)), (8, 9, 12)),
+        # The same for 256 threads: 8 bytes each, from and to each rank, and into y.
+        (Variant("one_shot", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 8)), (0, 0, 12 + 9)),
+        # 128 x 256: 16 pieces for each of 256 threads, of which 2 (4096 elements) in the loop.
+        (Variant("two_shot", "bf16", "bf16", 8, Tile(128, 256, 64, 4, 8, True)), (32, 48, 24)),
+        (Variant("direct", "bf16", "bf16", 1, Tile(128, 256, 64, 4, 8, True)), (0, 16, 0)),
+        # A unit of 8 x 64 elements: 8 bytes for each of 128 threads, to each of 8 ranks.
+        (Variant("two_shot", "bf16", "bf16", 8, Tile(64, 64, 128, 3, 4), 8), (4, 8, 24 + 8)),
+    ],
+)
+def test_expected_traffic(variant: Variant, traffic: tuple[int, int, int]) -> None:
+    expected = expected_traffic(variant)
+    assert (expected.loads, expected.stores, expected.words) == traffic
 
 
 def test_what_differs_from_the_record_is_found() -> None:
@@ -228,7 +273,7 @@ def test_the_budget_leaves_multimem_forms_out(
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A made bundle: all variants of sm_90, one of sm_80."""
-    cubins = [made(SELECTED[0], "sm_80")]
+    cubins = [made(variants_of("sm_80")[0], "sm_80")]
     cubins += [made(variant, "sm_90") for variant in reachable_variants("sm_90")]
     write_bundle(tmp_path / "bundle", "12.8", TRITON, cubins)
     return tmp_path / "bundle"
@@ -246,15 +291,21 @@ def test_a_whole_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (code, document["findings"]) == (0, [])
     (found,) = document["bundles"]
     assert (found["cuda"], found["triton"], found["current"]) == ("12.8", TRITON.distribution, True)
+    count = len(reachable_variants("sm_90"))
     a, b = found["archs"]
-    assert (a["arch"], a["cubins"], a["variants"]) == ("sm_80", 1, 64)
-    assert (b["arch"], b["cubins"], b["variants"], b["ptxas"]) == ("sm_90", 96, 96, ["12.8.93"])
+    assert (a["arch"], a["cubins"], a["variants"]) == ("sm_80", 1, len(reachable_variants("sm_80")))
+    assert (b["arch"], b["cubins"], b["variants"], b["ptxas"]) == (
+        "sm_90",
+        count,
+        count,
+        ["12.8.93"],
+    )
     assert b["bytes"] == sum(p.stat().st_size for p in (bundle / "sm_90").iterdir())
     selected = document["selected"]
     assert selected["variant"] == SELECTED[0].name
     assert selected["bundles"][str(bundle)]["file"] == f"sm_90/{SELECTED[0].name}.cubin"
     assert main(["--dir", str(bundle)]) == 0
-    assert "sm_90   96 of 96 cubins" in capsys.readouterr().out
+    assert f"sm_90   {count} of {count} cubins" in capsys.readouterr().out
 
 
 def test_changed_and_missing_bytes_are_integrity(

@@ -21,14 +21,15 @@ from typing import Any
 
 import pytest
 from bundles import (
-    ARCHS,
     SELECTED,
     SOURCES,
+    WANTED,
     Compiled,
     environment_of,
     needs_triton,
     run_compile,
     selection,
+    variants_of,
 )
 from made_cubins import maker_for
 
@@ -65,6 +66,8 @@ from gemm_allreduce.variants import Variant
 
 PTXAS = Ptxas("/somewhere/ptxas", "12.8.93", "ab" * 32)
 TRITON = Triton("3.4.0", "3.4.0", False, "cd" * 32)
+UNTUNED = variants_of("sm_120")
+"""Of which sm_86 has all but the last one, of FP8."""
 
 
 @needs_triton
@@ -85,10 +88,8 @@ def test_manifest_names_what_was_written(compiled: Compiled) -> None:
     assert (report["compiled"], report["reused"]) == (9, 0)
     assert report["ok"] and report["cubins"] == manifest["cubins"]
     # In the table's order, and only where the architecture has them: sm_80 has no FP8.
-    wanted = [(arch, v) for arch in ARCHS for v in reachable_variants(arch) if v in SELECTED]
-    assert [(e["arch"], e["name"]) for e in manifest["cubins"]] == [(a, v.name) for a, v in wanted]
-    assert len(wanted) == 4 + 5
-    for entry, (arch, variant) in zip(manifest["cubins"], wanted, strict=True):
+    assert [(e["arch"], e["name"]) for e in manifest["cubins"]] == [(a, v.name) for a, v in WANTED]
+    for entry, (arch, variant) in zip(manifest["cubins"], WANTED, strict=True):
         data = (out / entry["file"]).read_bytes()
         assert entry["file"] == f"{arch}/{variant.name}.cubin"
         assert entry["sha256"] == hashlib.sha256(data).hexdigest()
@@ -104,7 +105,7 @@ def test_manifest_names_what_was_written(compiled: Compiled) -> None:
         assert 0 < entry["registers"] <= 255
         assert entry["scratch"] in (1, 2)
     keys = {entry["key"] for entry in manifest["cubins"]}
-    assert len(keys) == len(wanted)
+    assert len(keys) == len(WANTED) == 4 + 5
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert files == {"manifest.json", *(entry["file"] for entry in manifest["cubins"])}
     # What this writes is what the loader reads.
@@ -188,8 +189,8 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], lambda arch: reachable_variants(arch)),
         (["--quick"], lambda arch: (QUICK_VARIANT,)),
-        (["--variant", SELECTED[4].name, "--variant", SELECTED[0].name],
-         lambda arch: [v for v in (SELECTED[0], SELECTED[4]) if v in reachable_variants(arch)]),
+        (["--variant", UNTUNED[4].name, "--variant", UNTUNED[0].name],
+         lambda arch: [v for v in (UNTUNED[0], UNTUNED[4]) if v in reachable_variants(arch)]),
     ],
     ids=["everything", "quick", "by name"],
 )  # fmt: skip

@@ -17,8 +17,11 @@ from gemm_allreduce.dispatch import ARCHS, reachable_variants
 from gemm_allreduce.elf import cubin_sm
 from gemm_allreduce.layout import (
     ARRIVALS_WORD,
+    DESCRIPTOR_BYTES,
     ELEMENT_BYTES,
     EPOCH_WORD,
+    GAVE_UP_WORD,
+    MOST_CTAS,
     PAGE,
     PARTIAL_LATE,
     REFRESH_CALLS,
@@ -64,8 +67,9 @@ def parts(layout: HeapLayout) -> list[tuple[int, int]]:
     """Start and size in bytes of every part, from what the kernels may write into it."""
     flags = layout.max_tiles * layout.world_size * 4
     return [
-        (0, (STATUS_WORD + len(STATUS_FIELDS)) * 4),
+        (0, (GAVE_UP_WORD + 1) * 4),
         (layout.table, layout.world_size * 8),
+        (layout.scratch, MOST_CTAS * DESCRIPTOR_BYTES),
         (layout.partial_flags, flags),
         (layout.result_flags, flags),
         (layout.slots, SLOTS * layout.world_size * layout.small_area * ELEMENT_BYTES),
@@ -101,9 +105,13 @@ def test_parts_are_aligned_and_do_not_overlap(layout: HeapLayout) -> None:
 
 
 def test_control_words_keep_apart() -> None:
+    """One aligned 64-bit counter, whose upper half is the epoch; what failed is told elsewhere."""
+    assert ARRIVALS_WORD % 2 == 0 and EPOCH_WORD == ARRIVALS_WORD + 1
     line = 64 // 4
-    assert EPOCH_WORD // line != ARRIVALS_WORD // line
-    assert STATUS_WORD // line not in (EPOCH_WORD // line, ARRIVALS_WORD // line)
+    assert STATUS_WORD // line != EPOCH_WORD // line
+    record = range(STATUS_WORD, STATUS_WORD + len(STATUS_FIELDS))
+    assert GAVE_UP_WORD not in record and GAVE_UP_WORD // line != EPOCH_WORD // line
+    assert GAVE_UP_WORD < PAGE // 4
     assert len(STATUS_FIELDS) <= STATUS_WORDS
 
 
@@ -151,6 +159,8 @@ def assert_fits(layout: HeapLayout, variant: Variant, tokens: int, features: int
     """
     tile, ranks = variant.tile, variant.world_size
     tiles = ceil_div(tokens, tile.block_m) * ceil_div(features, tile.block_n)
+    if variant.algorithm == "direct":
+        return  # neither flags nor slots
     assert tiles <= layout.max_tiles
     if variant.algorithm == "one_shot":
         assert tiles * tile.area <= layout.small_area, "a slot is too small"
@@ -241,7 +251,7 @@ SMALL, LARGE = Tile(16, 64, 64, 3, 4), Tile(64, 128, 64, 3, 4)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ring", "bf16", "bf16", 8, LARGE), "algorithm must be one of one_shot, two_shot, got"),
+        (("ring", "bf16", "bf16", 8, LARGE), "algorithm must be one of direct, one_shot, two_s"),
         (("one_shot", "fp32", "fp32", 8, LARGE), "dtype must be one of bf16, fp16, got 'fp32'"),
         (("one_shot", "bf16", "fp32", 8, LARGE), "operand must be one of bf16, fp16, fp8e4m3, i"),
         (("one_shot", "bf16", "fp16", 8, LARGE), "operand fp16 needs dtype fp16"),
@@ -252,6 +262,13 @@ SMALL, LARGE = Tile(16, 64, 64, 3, 4), Tile(64, 128, 64, 3, 4)
         (("two_shot", "bf16", "bf16", 32, Tile(16, 256, 64, 3, 4), 32), "16 does not split into"),
         (("two_shot", "bf16", "bf16", 8, SMALL), "a tile of two_shot must have 4096 elements"),
         (("one_shot", "bf16", "bf16", 8, Tile(16, 32, 64, 3, 4)), "must have 1024 elements"),
+        (("direct", "bf16", "bf16", 2, LARGE), "direct is for one rank, got world_size 2"),
+        (("direct", "bf16", "bf16", 1, LARGE, 2), "split must be 1"),
+        (("direct", "bf16", "bf16", 1, LARGE, 1, True), "multimem needs two_shot and 2 ranks"),
+        (
+            ("direct", "bf16", "bf16", 1, LARGE, 1, False, False),
+            "direct does nothing but a product",
+        ),
         (("one_shot", "bf16", "bf16", 8, LARGE, 1, True), "multimem needs two_shot and 2 ranks"),
         (("two_shot", "bf16", "bf16", 1, LARGE, 1, True), "multimem needs two_shot and 2 ranks"),
         (("two_shot", "bf16", "bf16", 16, LARGE, 16, True), "for each thread: 512 elements, 4 w"),
@@ -279,6 +296,18 @@ def test_names_are_unique_and_say_what_differs() -> None:
     form = Variant("two_shot", "bf16", "bf16", 8, LARGE, 8, True)
     assert form.name == "two_shot_bf16_w8_split_multimem_64x128x64_stages3_warps4"
     assert Variant("one_shot", "fp16", "fp16", 1, SMALL).name.startswith("one_shot_fp16_w1_16x64x")
+    bulk = Variant("direct", "bf16", "bf16", 1, Tile(64, 128, 64, 3, 4, True))
+    assert bulk.name == "direct_bf16_w1_64x128x64_stages3_warps4_bulk"
+    given_partials = Variant("two_shot", "bf16", "bf16", 8, LARGE, product=False)
+    assert given_partials.name == "two_shot_bf16_w8_given_64x128x64_stages3_warps4"
+
+
+def test_dispatch_chooses_nothing_but_products() -> None:
+    assert all(variant.product for variant in REACHABLE)
+
+
+def test_only_direct_has_small_tiles() -> None:
+    assert Variant("direct", "bf16", "bf16", 1, Tile(16, 16, 64, 3, 4)).tile.area == 256
 
 
 # ------------------------------------------------------------------ status record

@@ -29,10 +29,12 @@ from gemm_allreduce.dispatch import (
     token_steps,
 )
 from gemm_allreduce.launch import plan_grid
-from gemm_allreduce.layout import HeapLayout, ceil_div
+from gemm_allreduce.layout import MOST_CTAS, HeapLayout, ceil_div
 from gemm_allreduce.variants import DTYPES, OPERANDS, WORLD_SIZES, Tile, Variant
 
 SOURCES = Path(gemm_allreduce.__file__).resolve().parent.parent
+PROCESSORS = (132, 67, 66, 49, 48, 33, 32, 16)
+"""Multiprocessors of a rank, on both sides of the table's limits."""
 FP8_ARCHS = tuple(arch for arch in ARCHS if arch not in ("sm_80", "sm_86"))
 
 
@@ -45,7 +47,9 @@ def shapes(draw: st.DrawFn) -> Shape:
     operand = draw(st.sampled_from([None, dtype, "int8", "fp8e4m3"]))
     arch = draw(st.sampled_from(FP8_ARCHS if operand == "fp8e4m3" else ARCHS))
     tokens, features, depth = draw(size), 8 * draw(size), 16 * draw(size)
-    return Shape(tokens, features, depth, draw(st.sampled_from(WORLD_SIZES)), arch, dtype, operand)
+    ranks = draw(st.sampled_from(WORLD_SIZES))
+    processors = draw(st.sampled_from(PROCESSORS) | st.integers(1, 200))
+    return Shape(tokens, features, depth, ranks, arch, dtype, operand, processors)
 
 
 @settings(max_examples=500)
@@ -56,11 +60,12 @@ def test_every_shape_is_served(shape: Shape) -> None:
     assert variant in reachable_variants(shape.arch)
     assert variant.world_size == shape.world_size
     assert (variant.dtype, variant.operand) == (shape.dtype, shape.operand or shape.dtype)
+    assert (variant.algorithm == "direct") == (shape.world_size == 1)
     if variant.algorithm == "one_shot":
         assert shape.tokens <= HeapLayout(shape.world_size, 1, 1).small_tokens
         assert choice.comm_ctas == 0
     assert choice.ctas_per_sm >= 1 and choice.comm_ctas >= 0
-    assert not choice.variant.multimem
+    assert not choice.variant.multimem and choice.variant.product
 
 
 @given(shapes())
@@ -94,6 +99,53 @@ def test_another_process_and_environment_choose_alike() -> None:
     assert len(outputs[0].splitlines()) == 32
 
 
+TUNED = "sm_90"
+OTHERS = tuple(arch for arch in ARCHS if arch != TUNED)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "depth", "ranks", "processors", "algorithm", "split", "comm_ctas", "tile"),
+    [
+        (1, 1024, 1, 132, "direct", 1, 0, Tile(16, 64, 256, 3, 4)),
+        (16, 1024, 1, 132, "direct", 1, 0, Tile(16, 64, 256, 3, 4)),
+        (17, 1024, 1, 132, "direct", 1, 0, Tile(64, 64, 128, 4, 4)),
+        (65, 1024, 1, 132, "direct", 1, 0, Tile(64, 128, 128, 4, 4, True)),
+        (257, 1024, 1, 132, "direct", 1, 0, Tile(128, 256, 64, 4, 8, True)),
+        (16, 1024, 8, 33, "one_shot", 1, 0, Tile(16, 64, 256, 3, 8)),
+        (16, 1024, 8, 32, "two_shot", 8, 0, Tile(16, 256, 128, 3, 8)),
+        (16, 1024, 4, 67, "one_shot", 1, 0, Tile(16, 64, 256, 3, 8)),
+        (16, 1024, 4, 66, "one_shot", 1, 0, Tile(16, 128, 128, 3, 8)),
+        (32, 1024, 4, 132, "one_shot", 1, 0, Tile(32, 64, 256, 4, 4)),
+        (33, 1024, 2, 132, "one_shot", 1, 0, Tile(64, 64, 128, 3, 4)),
+        (33, 1024, 4, 49, "two_shot", 4, 0, Tile(64, 64, 128, 4, 4)),
+        (17, 1024, 8, 48, "two_shot", 8, 0, Tile(64, 128, 64, 3, 4)),
+        (64, 1024, 2, 132, "one_shot", 1, 0, Tile(64, 64, 128, 3, 4)),
+        (65, 1024, 2, 132, "two_shot", 2, 0, Tile(64, 128, 128, 4, 4, True)),
+        (256, 1024, 8, 132, "two_shot", 1, 0, Tile(128, 128, 128, 3, 8, True)),
+        (257, 1024, 8, 132, "two_shot", 1, 0, Tile(128, 256, 64, 4, 8, True)),
+        (513, 3072, 8, 132, "two_shot", 1, 24, Tile(128, 256, 64, 4, 8, True)),
+        (513, 3072, 8, 66, "two_shot", 1, 0, Tile(128, 256, 64, 4, 8, True)),
+        (2048, 3073, 8, 132, "two_shot", 1, 0, Tile(128, 256, 64, 4, 8, True)),
+        (2049, 3073, 8, 132, "two_shot", 1, 8, Tile(128, 256, 64, 4, 8, True)),
+    ],
+)
+def test_the_tuned_table_at_its_edges(
+    tokens: int,
+    depth: int,
+    ranks: int,
+    processors: int,
+    algorithm: str,
+    split: int,
+    comm_ctas: int,
+    tile: Tile,
+) -> None:
+    choice = choose(Shape(tokens, 8192, depth, ranks, TUNED, processors=processors))
+    variant = choice.variant
+    assert (variant.algorithm, variant.split, variant.tile) == (algorithm, split, tile)
+    assert choice.comm_ctas == comm_ctas
+
+
+@pytest.mark.parametrize("arch", OTHERS)
 @pytest.mark.parametrize(
     ("tokens", "ranks", "algorithm", "split", "comm_ctas"),
     [
@@ -106,30 +158,35 @@ def test_another_process_and_environment_choose_alike() -> None:
         (512, 8, "two_shot", 8, 0),  # 8 MiB at N 8192
         (513, 8, "two_shot", 1, 16),
         (8192, 2, "two_shot", 1, 16),
-        (64, 1, "one_shot", 1, 0),
-        (8192, 1, "two_shot", 1, 0),
+        (64, 1, "direct", 1, 0),
+        (8192, 1, "direct", 1, 0),
     ],
 )
-def test_the_table_at_its_edges(
-    tokens: int, ranks: int, algorithm: str, split: int, comm_ctas: int
+def test_the_table_of_other_gpus_at_its_edges(
+    tokens: int, ranks: int, algorithm: str, split: int, comm_ctas: int, arch: str
 ) -> None:
-    choice = choose(Shape(tokens, 8192, 1024, ranks, "sm_90"))
-    variant = choice.variant
-    assert (variant.algorithm, variant.split, choice.comm_ctas) == (algorithm, split, comm_ctas)
+    for processors in PROCESSORS:  # nothing there depends on them
+        choice = choose(Shape(tokens, 8192, 1024, ranks, arch, processors=processors))
+        variant = choice.variant
+        assert (variant.algorithm, variant.split, choice.comm_ctas) == (algorithm, split, comm_ctas)
+        assert not variant.tile.bulk
 
 
-def test_every_variant_of_the_table_is_of_use() -> None:
+@pytest.mark.parametrize("arch", ["sm_80", TUNED, "sm_100"])
+def test_every_variant_of_the_table_is_of_use(arch: str) -> None:
     """One that rules before it hide would be compiled for nothing."""
+    eight = ("int8",) if arch == "sm_80" else ("int8", "fp8e4m3")
     chosen = {
-        choose(Shape(tokens, features, 1024, ranks, "sm_90", dtype, operand)).variant
+        choose(Shape(tokens, features, 1024, ranks, arch, dtype, operand, processors)).variant
         for ranks in WORLD_SIZES
-        for tokens in (1, 16, 17, 48, 49, 64, 65, 128, 129, 256, 257, 513, 8192)
+        for tokens in (1, 16, 17, 32, 33, 48, 49, 64, 65, 128, 129, 256, 257, 513, 8192)
         for features in (8, 1024, 8192)
         for dtype in DTYPES
         for operand in OPERANDS
-        if operand in (dtype, "int8", "fp8e4m3")
+        if operand in (dtype, *eight)
+        for processors in PROCESSORS
     }
-    assert chosen == set(reachable_variants("sm_90"))
+    assert chosen == set(reachable_variants(arch))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +195,7 @@ def test_every_variant_of_the_table_is_of_use() -> None:
         ({"tokens": 0}, "tokens must be at least 1, got 0"),
         ({"features": -8}, "features must be at least 1, got -8"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"processors": 0}, "processors must be at least 1, got 0"),
         ({"world_size": 3}, "world_size must be one of 1, 2, 4, 8, got 3"),
         ({"world_size": 16}, "world_size must be one of 1, 2, 4, 8, got 16"),
         ({"arch": "sm_70"}, "unknown architecture 'sm_70'; valid: sm_80, sm_86"),
@@ -171,24 +229,48 @@ def test_parse_rules_reads_every_field() -> None:
         [
             RULE
             | {"archs": ["sm_90"], "max_tokens": 64, "max_bytes": 4096, "split": True}
-            | {"comm_ctas": 4, "ctas_per_sm": 2}
+            | {"comm_ctas": 4, "ctas_per_sm": 2, "max_processors": 48, "bulk": True}
+            | {"max_depth": 16}
         ]
     )
     choice = rule.choice("fp16", "int8", 4)
-    tile = Tile(64, 128, 64, 3, 4)
+    tile = Tile(64, 128, 64, 3, 4, True)
     assert choice == Choice(Variant("two_shot", "fp16", "int8", 4, tile, 4), 4, 2)
-    fits = Shape(32, 64, 16, 2, "sm_90")
+    fits = Shape(32, 64, 16, 2, "sm_90", processors=48)
     assert rule.refusal(fits) is None
-    assert rule.refusal(Shape(32, 64, 16, 8, "sm_90")) == "for 2, 4 ranks"
-    assert rule.refusal(Shape(32, 64, 16, 2, "sm_80")) == "for sm_90"
-    assert rule.refusal(Shape(65, 8, 16, 2, "sm_90")) == "M over 64"
-    assert rule.refusal(Shape(33, 64, 16, 2, "sm_90")) == "y of 4224 bytes, over 4096"
+    for change, refusal in (
+        ({"world_size": 8}, "for 2, 4 ranks"),
+        ({"arch": "sm_80"}, "for sm_90"),
+        ({"tokens": 65, "features": 8}, "M over 64"),
+        ({"tokens": 33}, "y of 4224 bytes, over 4096"),
+        ({"depth": 17}, "K over 16"),
+        ({"processors": 49}, "for ranks of at most 48 multiprocessors"),
+    ):
+        assert rule.refusal(replace(fits, **change)) == refusal  # type: ignore[arg-type]
+
+
+def test_a_limit_of_multiprocessors_passes_larger_ranks_on_to_later_rules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The table's first rule that fits: for small ranks the one with the limit, no other."""
+    wide = RULE | {"tile": [64, 256, 64, 3, 4]}
+    table = parse_rules([RULE | {"max_processors": 33}, wide])
+    monkeypatch.setattr("gemm_allreduce.dispatch.rules", lambda: table)
+    choose.cache_clear()
+    chosen = {
+        processors: choose(Shape(16, 64, 16, 4, "sm_90", processors=processors)).variant.tile
+        for processors in (1, 33, 34, 132)
+    }
+    small, large = table[0].tile, table[1].tile
+    assert chosen == {1: small, 33: small, 34: large, 132: large}
+    choose.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"tile": [64, 128, 64, 3]}, "num_warps"),
+        ({"tile": [64, 128, 64, 3, 4, 1]}, "bulk"),
         ({"tile": [64, 100, 64, 3, 4]}, "block_n must be a power of two, got 100"),
         ({"algorithm": "ring"}, "algorithm must be one of"),
         ({"world_sizes": [3]}, "world_sizes must be some of"),
@@ -223,6 +305,9 @@ def test_parse_rules_names_a_missing_field(missing: str) -> None:
         {"ctas_per_sm": 0},
         {"comm_ctas": -1},
         {"max_tokens": "64"},
+        {"max_processors": 0},
+        {"max_depth": 0},
+        {"algorithm": "direct"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -275,11 +360,19 @@ def test_explain_agrees_with_choose(shape: Shape) -> None:
 def test_main_prints_the_choice_and_what_was_passed_over(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["512", "8192", "1024", "8", "sm_90", "--operand", "fp8e4m3"]) == 0
+    assert main(["128", "8192", "1024", "8", "sm_90", "--operand", "fp8e4m3"]) == 0
     output = capsys.readouterr().out
-    assert output == explain(Shape(512, 8192, 1024, 8, "sm_90", "bf16", "fp8e4m3")) + "\n"
+    assert output == explain(Shape(128, 8192, 1024, 8, "sm_90", "bf16", "fp8e4m3")) + "\n"
     assert "chosen: two_shot_fp8e4m3_bf16_w8_split_" in output
-    assert "rule  3  one_shot: M over 16\n" in output
+    assert "  two_shot: M over 64\n" in output
+    arguments = ["16", "8192", "1024", "8", "sm_90", "--processors"]
+    for processors in (132, 16):
+        assert main([*arguments, str(processors)]) == 0
+        shape = Shape(16, 8192, 1024, 8, "sm_90", processors=processors)
+        output = capsys.readouterr().out
+        assert output == explain(shape) + "\n"
+        refused = "two_shot: for ranks of at most 32 multiprocessors\n" in output
+        assert refused == (processors == 132)
 
 
 @pytest.mark.parametrize(
@@ -308,29 +401,35 @@ def test_main_refuses(arguments: str, message: str, capsys: pytest.CaptureFixtur
 
 @st.composite
 def choices(draw: st.DrawFn) -> Choice:
-    ranks = draw(st.sampled_from([1, 2, 4, 8]))
-    algorithm = draw(st.sampled_from(["one_shot", "two_shot"]))
-    tile = Tile(draw(st.sampled_from([16, 64, 128])), 256, 64, 3, 4)
+    algorithm = draw(st.sampled_from(["direct", "one_shot", "two_shot"]))
+    ranks = 1 if algorithm == "direct" else draw(st.sampled_from([1, 2, 4, 8]))
+    bulk = draw(st.booleans())
+    tile = Tile(draw(st.sampled_from([16, 64, 128])), 256, 64, 3, 4, bulk)
     comm_ctas = draw(st.sampled_from([0, 1, 16, 200]))
     return Choice(Variant(algorithm, "bf16", "bf16", ranks, tile), comm_ctas)  # type: ignore[arg-type]
 
 
 sizes = st.integers(1, 20_000)
-resident_ctas = st.integers(1, 600)
+resident_ctas = st.integers(1, 2000)
 
 
-def check_grid(choice: Choice, tokens: int, features: int, resident: int, in_order: bool) -> None:
-    grid = plan_grid(choice, tokens, features, resident, in_order=in_order)
+def check_grid(
+    choice: Choice, tokens: int, features: int, resident: int, in_order: bool, sharing: int
+) -> None:
+    grid = plan_grid(choice, tokens, features, resident, in_order=in_order, sharing=sharing)
     tile = choice.variant.tile
     tiles = ceil_div(tokens, tile.block_m) * ceil_div(features, tile.block_n)
+    if tile.bulk:
+        assert grid.ctas * sharing <= MOST_CTAS, "a CTA without memory for its descriptors"
+        resident = min(resident, MOST_CTAS // sharing)
     assert 1 <= grid.gemm_ctas <= min(tiles, grid.ctas), "a CTA without a tile, or no CTA"
     assert 0 <= grid.copy_first < grid.ctas, "nobody copies"
-    one_shot = choice.variant.algorithm == "one_shot"
+    two_shot = choice.variant.algorithm == "two_shot"
     # With room for one CTA, that one does both.
-    if one_shot or not choice.comm_ctas or (resident == 1 and not in_order):
+    if not two_shot or not choice.comm_ctas or (resident == 1 and not in_order):
         assert (grid.gemm_ctas, grid.copy_first) == (grid.ctas, 0)
         assert grid.ctas <= resident
-        assert grid.ctas == (1 if in_order and not one_shot else min(tiles, resident))
+        assert grid.ctas == (1 if in_order and two_shot else min(tiles, resident))
     elif in_order:
         # One CTA for all that waits, and it runs last.
         assert grid.ctas == grid.gemm_ctas + 1 and grid.copy_first == grid.gemm_ctas
@@ -338,7 +437,7 @@ def check_grid(choice: Choice, tokens: int, features: int, resident: int, in_ord
     else:
         assert grid.copy_first == 0, "CTAs that compute must help to copy"
         comm = grid.ctas - grid.gemm_ctas
-        assert 1 <= comm <= choice.comm_ctas
+        assert 1 <= comm <= ceil_div(choice.comm_ctas, sharing), "more than a rank's share"
         assert comm <= max(1, resident // 2), "more CTAs communicate than compute"
         assert grid.ctas <= resident, "CTAs that are not resident would be waited for"
 
@@ -350,9 +449,10 @@ def check_grid(choice: Choice, tokens: int, features: int, resident: int, in_ord
     8192,
     1,
     False,
+    1,
 )
-@given(choices(), sizes, sizes, resident_ctas, st.booleans())
+@given(choices(), sizes, sizes, resident_ctas, st.booleans(), st.sampled_from([1, 2, 4, 8]))
 def test_plan_grid(
-    choice: Choice, tokens: int, features: int, resident: int, in_order: bool
+    choice: Choice, tokens: int, features: int, resident: int, in_order: bool, sharing: int
 ) -> None:
-    check_grid(choice, tokens, features, resident, in_order)
+    check_grid(choice, tokens, features, resident, in_order, sharing)

@@ -26,6 +26,7 @@ MODULES = (
     "interpreter_workspace",
     "interpreter_memory",
     "interpreter_multimem",
+    "interpreter_all_reduce",
     "interpreter_custom_op",
     "interpreter_transformers",
 )

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from made_bundles import LARGE, SMALL, write_bundle
+from made_bundles import BULK, LARGE, SMALL, write_bundle
 
 torch = pytest.importorskip("torch")
 
@@ -26,7 +26,7 @@ from gemm_allreduce.bundle import (
     read_bundle,
 )
 from gemm_allreduce.launch import Grid, Operands, Ranks, integers_of, pointers_of
-from gemm_allreduce.layout import STATUS_WORDS, HeapLayout
+from gemm_allreduce.layout import DESCRIPTOR_BYTES, MOST_CTAS, STATUS_WORDS, HeapLayout
 from gemm_allreduce.loader import CubinKernels
 
 STREAM = 77
@@ -119,7 +119,8 @@ def ranks_of(world_size: int, rank: int = 0, *, virtual: bool = False) -> Ranks:
     layout = HeapLayout(world_size, 64, 64)
     table = torch.zeros(world_size, dtype=torch.int64)
     status = torch.zeros(world_size, STATUS_WORDS, dtype=torch.int32)
-    return Ranks(layout, table, status, rank, virtual)
+    scratch = torch.zeros(MOST_CTAS * DESCRIPTOR_BYTES // 4, dtype=torch.int32)
+    return Ranks(layout, table, status, scratch, rank, virtual)
 
 
 def operands_of(tokens: int = 5, **extras: Any) -> Operands:
@@ -174,6 +175,22 @@ def test_as_many_null_pointers_follow_as_the_compiler_expects(
         assert values[len(ARGUMENTS) :] == [0] * scratch
         assert values[len(POINTERS)] == tokens
         assert values[list(ARGUMENTS).index("spin_limit")] == 2**31 - 1
+
+
+@pytest.mark.parametrize("scratch", [0, 1, 2])
+def test_bulk_copies_get_memory_for_their_descriptors(
+    scratch: int, driver: Driver, tmp_path: Path
+) -> None:
+    """The first of the compiler's own pointers; each workspace its own, for other kernels null."""
+    driver.scratch = scratch
+    folder = write_bundle(tmp_path, variants=(BULK, LARGE), scratch=scratch)
+    for _ in range(2):
+        kernels, ranks = kernels_of(folder), ranks_of(1)
+        kernels.launch(BULK, ranks, operands_of(), Grid(1, 1, 0), 1)
+        kernels.launch(LARGE, ranks_of(2), operands_of(), Grid(1, 1, 0), 1)
+        bulk, plain = (launch[2][len(ARGUMENTS) :] for launch in driver.launches[-2:])
+        assert bulk == [ranks.scratch.data_ptr(), 0][:scratch]
+        assert plain == [0] * scratch
 
 
 def test_every_operand_has_its_place(driver: Driver, tmp_path: Path) -> None:

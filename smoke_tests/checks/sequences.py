@@ -82,7 +82,7 @@ def epoch_wraps_around(ranks: Ranks) -> None:
             assert set(workspace.epochs()) == {last}, (workspace.epochs(), last)
 
 
-@check()
+@check(least_ranks=2)
 def flags_that_rest_are_kept_from_growing_old(ranks: Ranks) -> None:
     """A flag that lags by 2**31 calls would look set: every 64th call lifts one that is old."""
     with ranks.workspace() as workspace:

@@ -1,4 +1,4 @@
-"""`python -m smoke_tests.measure`: see cli.py."""
+"""`python -m smoke_tests.measure`: see cli.py; `python -m smoke_tests.measure tune`: tune.py."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ for folder in (ROOT, ROOT / "kernels" / "src"):
         sys.path.insert(0, str(folder))
 
 if __name__ == "__main__":
-    from smoke_tests.measure.cli import main
+    if sys.argv[1:2] == ["tune"]:
+        from smoke_tests.measure.tune import main as tune
 
-    result = main()
+        result = tune(sys.argv[2:])
+    else:
+        from smoke_tests.measure.cli import main
+
+        result = main()
     if "RANK" in os.environ:
         # Not through the interpreter's shutdown: exit handlers of NCCL and NVSHMEM wait for peers.
         sys.stdout.flush()

@@ -16,6 +16,8 @@ from smoke_tests.measure.timing import Body, Timer, slowest_median, take_turns
 from smoke_tests.reference import require_bound
 
 FUSED = "fused"
+OWN = "own all-reduce"
+"""The package's all-reduce as a launch of its own: what fusing itself is worth."""
 RanksKind = Literal["virtual", "processes"]
 
 

@@ -161,6 +161,8 @@ def run_virtual(given: argparse.Namespace, write: Write) -> int:
         widest = max(shape.n for shape in shapes)
         bench = VirtualBench(w, device, max(effort.tokens), widest)
         print(f"W {w}, kernels: {bench.workspace.kernels.describe()}", file=sys.stderr)
+        for name, problem in bench.missing.items():
+            print(f"baseline {name} cannot be had: {problem}", file=sys.stderr)
         cases, bad = time_shapes(bench, place, shapes, effort, limits, device, write)
         failures += bad
         if w == split:  # a model's layers are split over as many ranks as there are

@@ -49,7 +49,7 @@ def rounds_of(round_us: float, effort: Effort) -> int:
 
 
 def memory_bytes(m: int, n: int, k: int, local_ranks: int, copies: int) -> int:
-    """Return the device memory of a case: weights, x, and y of three ways to compute it."""
+    """Return the device memory of a case: weights, x, products and y of the ways."""
     elements = copies * n * k + m * k + 4 * m * n
     return local_ranks * elements * ELEMENT_BYTES
 

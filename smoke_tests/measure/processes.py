@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from gemm_allreduce import Workspace, gemm_allreduce
+from gemm_allreduce import Workspace, all_reduce, gemm_allreduce
+from gemm_allreduce.dispatch import Choice, Shape, choose
+from gemm_allreduce.kernels import Mode
 from gemm_allreduce.transports.base import GroupRanks
-from smoke_tests.measure.bench import FUSED, RanksKind, Way
+from smoke_tests.measure.bench import FUSED, OWN, RanksKind, Way
 from smoke_tests.measure.inputs import DTYPE, Flusher, normal
 from smoke_tests.reference import bound
 
@@ -100,7 +102,8 @@ class ProcessBench:
             if "one-shot" in name and m * n * self.workspace.dtype.itemsize > ONE_SHOT_BYTES:
                 continue
             # Others round after every addition: W times, where the kernels here do it once.
-            found.append(Way(f"cublas+{name}", self._serial(make(m, n)), self.world_size))
+            slack = 1 if name == OWN else self.world_size
+            found.append(Way(f"cublas+{name}", self._serial(make(m, n)), slack))
         return found
 
     def _serial(self, all_reduce: AllReduce) -> Callable[[int], torch.Tensor]:
@@ -152,6 +155,20 @@ class Nccl:
         return AllReduce(torch.empty(m, n, dtype=self._dtype, device=self._device), reduce)
 
 
+class OwnAllReduce:
+    """The kernels of this package, with nothing multiplied."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def __call__(self, m: int, n: int) -> AllReduce:
+        """Return the all-reduce of [m, n]."""
+        workspace = self._workspace
+        place = torch.empty(m, n, dtype=workspace.dtype, device=workspace.device)
+        y = torch.empty_like(place)
+        return AllReduce(place, lambda product: all_reduce(product, workspace, y))
+
+
 class SymmetricMemory:
     """PyTorch's symmetric memory, by plain loads and stores; the product is computed in it."""
 
@@ -179,25 +196,12 @@ def connect(
 
     A baseline that cannot be had on any rank is left out on all of them.
     """
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    device = torch.device("cuda", torch.cuda.current_device())
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=TIME_LIMIT)
-    group = dist.group.WORLD
-    assert group is not None
-    if transport == "nvshmem":
-        from gemm_allreduce.transports.nvshmem import NvshmemTransport as Transport
-    else:
-        from gemm_allreduce.transports.symmetric import (  # type: ignore[assignment]
-            SymmetricMemoryTransport as Transport,
-        )
-    workspace = Workspace(
-        Transport(group, device), max_tokens=max_tokens, max_features=max_features
-    )
+    group, device, workspace = _join(transport, max_tokens, max_features)
     all_reduces: dict[str, MakeAllReduce] = {}
     bench = ProcessBench(group, device, workspace, all_reduces)
     missing = {}
-    for name, make in baselines(group, device, max_tokens * max_features).items():
+    makers = baselines(group, device, max_tokens * max_features)
+    for name, make in (makers | {OWN: lambda: OwnAllReduce(workspace)}).items():
         problem = ""
         try:
             made = make()
@@ -212,6 +216,46 @@ def connect(
         else:
             all_reduces[name] = made
     return bench, missing
+
+
+def connect_fused(
+    transport: TransportName,
+    max_tokens: int,
+    max_features: int,
+    dispatch: Callable[[Shape], Choice],
+) -> ProcessBench:
+    """Join the ranks that torchrun started, with a dispatch, kernels made here, and no baseline."""
+    group, device, workspace = _join(transport, max_tokens, max_features, dispatch, "jit")
+    return ProcessBench(group, device, workspace, {})
+
+
+def _join(
+    transport: TransportName,
+    max_tokens: int,
+    max_features: int,
+    dispatch: Callable[[Shape], Choice] = choose,
+    kernels: Mode = "auto",
+) -> tuple[ProcessGroup, torch.device, Workspace]:
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cuda", torch.cuda.current_device())
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=TIME_LIMIT)
+    group = dist.group.WORLD
+    assert group is not None
+    if transport == "nvshmem":
+        from gemm_allreduce.transports.nvshmem import NvshmemTransport as Transport
+    else:
+        from gemm_allreduce.transports.symmetric import (  # type: ignore[assignment]
+            SymmetricMemoryTransport as Transport,
+        )
+    workspace = Workspace(
+        Transport(group, device),
+        max_tokens=max_tokens,
+        max_features=max_features,
+        dispatch=dispatch,
+        kernels=kernels,
+    )
+    return group, device, workspace
 
 
 def baselines(

@@ -213,6 +213,11 @@ def smoke(
 @helps(
     explain="print which kernel serves M,N,K,W,ARCH, for example 16,8192,1024,8,sm_90",
     launch="on a GPU: time first calls and launches, cubins against Triton",
+    fused="on GPUs: time fused calls against the serial way",
+    quick="with --fused: fewer M, fewer rounds",
+    tune="on GPUs: time candidates, and write a dispatch table for this GPU",
+    compare="run nothing: which calls lost speed, of two files of --fused: --compare A --compare B",
+    out="new file for records or the table (default: fused.jsonl; with --tune dispatch.toml)",
 )
 def bench(
     c: Context,
@@ -220,19 +225,36 @@ def bench(
     launch: bool = False,
     fused: bool = False,
     quick: bool = False,
-    out: str = "fused.jsonl",
+    tune: bool = False,
+    compare: list[str] | None = None,
+    out: str = "",
     json: bool = False,
 ) -> None:
-    """Print what the dispatch table chooses, or time launches, or fused against serial calls."""
+    """Print what the dispatch table chooses, time launches or fused calls, tune, or compare."""
     from tdstack import bench as benches
 
     root = Workspace.here().root
-    if launch or fused:
-        report = benches.launch(root) if launch else benches.fused(root, quick=quick, out=out)
-        if json:
-            console.emit_json(report)
+    asked = {"--explain": explain, "--launch": launch, "--fused": fused, "--tune": tune}
+    given = [name for name, value in (asked | {"--compare": compare}).items() if value]
+    if len(given) > 1:
+        raise UsageError("several questions at once", where=", ".join(given), expected="one")
+    if not (launch or fused or tune or compare):
+        benches.explain(root, explain)
         return
-    benches.explain(root, explain)
+    if compare:
+        from tdstack.bench_compare import compare_files
+
+        report = compare_files(compare)
+    elif tune:
+        from tdstack.bench_tune import tune as run
+
+        report = run(root, out=out or "dispatch.toml")
+    elif launch:
+        report = benches.launch(root)
+    else:
+        report = benches.fused(root, quick=quick, out=out or "fused.jsonl")
+    if json:
+        console.emit_json(report)
 
 
 @verb

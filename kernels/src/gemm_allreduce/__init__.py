@@ -1,6 +1,7 @@
 """Fused GEMM + all-reduce: one kernel computes, sends and sums.
 
-`Workspace` and `gemm_allreduce` are the interface, `RowParallelLinear` a layer made of them.
+`Workspace` and `gemm_allreduce` are the interface, `RowParallelLinear` a layer made of them;
+`all_reduce` is the sum alone.
 Importing this package loads neither torch nor Triton; docs/kernels.md explains the protocol.
 """
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from .bundle import CubinError, CubinIntegrityError, MissingCubinError
     from .call import gemm_allreduce
     from .linear import RowParallelLinear
+    from .reduce import all_reduce
     from .workspace import PeerTimeoutError, Workspace
 
 __version__ = "0.3.0"
@@ -22,6 +24,7 @@ __all__ = [
     "RowParallelLinear",
     "Workspace",
     "__version__",
+    "all_reduce",
     "gemm_allreduce",
 ]
 
@@ -29,6 +32,7 @@ _HOMES = {
     "CubinError": "bundle",
     "CubinIntegrityError": "bundle",
     "MissingCubinError": "bundle",
+    "all_reduce": "reduce",
     "gemm_allreduce": "call",
     "RowParallelLinear": "linear",
     "PeerTimeoutError": "workspace",

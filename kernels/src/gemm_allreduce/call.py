@@ -64,15 +64,11 @@ def gemm_allreduce(
             f"x must be {workspace.dtype}, as the workspace is, or {', '.join(_SCALED)}; "
             f"got {x.dtype}"
         )
-    check = _Checks(workspace)
+    check = Checks(workspace)
     check.tensor("x", x, (*lead, tokens, depth), x.dtype)
     check.tensor("weight", weight, (*lead, features, depth), x.dtype)
     check.multiple("K", depth, ROW_BYTES // x.element_size())
-    check.multiple("N", features, ROW_BYTES // 2)
-    if features > workspace.layout.max_features:
-        raise ValueError(
-            f"N is {features}, the workspace's max_features is only {workspace.layout.max_features}"
-        )
+    check.features(features)
     if scaled != (x_scale is not None) or scaled != (weight_scale is not None):
         raise ValueError("x_scale and weight_scale go with 8-bit types, both of them, only there")
     if x_scale is not None and weight_scale is not None:
@@ -94,7 +90,7 @@ def gemm_allreduce(
         for name, other in (("x", x), ("weight", weight), ("bias", bias), ("residual", residual)):
             if other is None or (name == "residual" and _same(out, other)):
                 continue
-            if _overlap(out, other):
+            if overlap(out, other):
                 raise ValueError(f"out overlaps {name}, which is still read while out is written")
     workspace.require_usable()
     most = workspace.layout.max_tokens
@@ -139,11 +135,12 @@ def _run_rows(
         out[..., rows, :] = part
 
 
-class _Checks:
+class Checks:
     """Refusals that name the argument, what it must be, and what it is."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._device = workspace.device
+        self._max_features = workspace.layout.max_features
 
     def tensor(
         self, name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
@@ -164,12 +161,19 @@ class _Checks:
         if value < divisor or value % divisor:
             raise ValueError(f"{name} must be a multiple of {divisor}, got {value}")
 
+    def features(self, features: int) -> None:
+        self.multiple("N", features, ROW_BYTES // 2)
+        if features > self._max_features:
+            raise ValueError(
+                f"N is {features}, the workspace's max_features is only {self._max_features}"
+            )
+
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 
-def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+def overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two contiguous tensors share memory."""
     first, second = one.data_ptr(), other.data_ptr()
     return (

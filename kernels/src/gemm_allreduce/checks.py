@@ -10,18 +10,16 @@ from .arguments import ARGUMENTS, POINTERS
 from .bundle import Record
 from .limits import ctas_per_sm, limits
 from .resources import Kernel, read_kernel
-from .sass import Accesses, count_accesses
-from .variants import MULTIMEM_ELEMENTS, WARP, Variant
+from .sass import Access, Accesses, count_accesses
+from .variants import MULTIMEM_ELEMENTS, MULTIMEM_ROWS, SUM_AREA, WARP, Variant
 
 WIDE: Final = 16
 """Bytes that a thread moves at a time where a tile is concerned."""
 
 _WORD: Final = 4
 
-_ARRIVE_STORES: Final = 2
-"""Words that the last CTA to arrive stores: arrival counter and epoch."""
-_REPORT_STORES: Final = 11
-"""Words that a CTA stores for a wait that failed: five in the heap, six in the host's copy."""
+_REPORT_STORES: Final = 12
+"""Words that a CTA stores for a wait that failed: six in the heap, six in the host's copy."""
 
 
 @dataclass(frozen=True)
@@ -158,29 +156,58 @@ def _width(variant: Variant, accesses: Accesses) -> Iterator[Problem]:
     if stores < expected.stores:
         what = "stores of 16 bytes a thread: partials, results, y"
         yield "width", what, f"at least {expected.stores}", f"{stores} ({accesses})"
-    if not accesses.of("copy"):
-        what = "asynchronous copies of x and weight to shared memory"
+    copies: Access = "bulk load" if variant.tile.bulk else "copy"
+    if not accesses.of(copies) and variant.product:
+        kind = "bulk" if variant.tile.bulk else "asynchronous"
+        what = f"{kind} copies of x and weight to shared memory"
         yield "width", what, "some", f"none ({accesses})"
+    # The multimem form adds it to a few rows at a time; a branch keeps those loads apart.
+    biases = -(-variant.unit_rows // MULTIMEM_ROWS) if variant.multimem else 1
     for what, most, got in (
         ("asynchronous copies below 16 bytes", 0, accesses.narrow("copy", WIDE)),
         ("stores below 16 bytes", expected.words, accesses.narrow("store", WIDE)),
         ("stores below 4 bytes", 0, accesses.narrow("store", _WORD)),
-        ("loads below 4 bytes: at most one of bias", 1, accesses.narrow("load", _WORD)),
+        (
+            f"loads below 4 bytes: at most {'one' if biases == 1 else biases} of bias",
+            biases,
+            accesses.narrow("load", _WORD),
+        ),
         ("loads below 2 bytes", 0, accesses.narrow("load", 2)),
         ("accesses to memory of an unknown kind", 0, accesses.of("generic")),
+        ("bulk loads", None if variant.tile.bulk else 0, accesses.of("bulk load")),
         ("bulk copies, which no flag of the protocol orders", 0, accesses.of("bulk")),
     ):
-        if got > most:
+        if most is not None and got > most:
             yield "width", what, f"at most {most}", f"{got} ({accesses})"
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Instructions of a kernel that the source asks for: 16-byte loads, 16-byte stores, words."""
+    """Instructions of a kernel that the source asks for: 16-byte loads, 16-byte stores, words, or
+    other stores below 16 bytes.
+    """
 
-    loads: int
-    stores: int
-    words: int
+    loads: int = 0
+    stores: int = 0
+    words: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.loads + other.loads, self.stores + other.stores, self.words + other.words
+        )
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Of a tile or a part of one: 16-byte pieces for each thread; 0: one piece, a smaller one."""
+
+    whole: int
+
+    def loaded(self, times: int) -> Traffic:
+        return Traffic(loads=self.whole * times)
+
+    def stored(self, times: int) -> Traffic:
+        return Traffic(stores=self.whole * times, words=0 if self.whole else times)
 
 
 def expected_traffic(variant: Variant) -> Traffic:
@@ -190,17 +217,18 @@ def expected_traffic(variant: Variant) -> Traffic:
     and what the optimiser may add to it come on top.
     """
     ranks = variant.world_size
-    tile = _pieces(variant, variant.tile.block_m)
+    tile = _pieces(variant, variant.tile.area)
+    if variant.algorithm == "direct":
+        return Traffic() + tile.stored(1)
     if variant.algorithm == "one_shot":
-        return Traffic(ranks * tile, (ranks + 1) * tile, _ARRIVE_STORES + _REPORT_STORES)
-    unit = _pieces(variant, variant.unit_rows)
-    words = _ARRIVE_STORES + 2 * _REPORT_STORES
+        return Traffic(words=_REPORT_STORES) + tile.loaded(ranks) + tile.stored(ranks + 1)
+    unit = variant.unit_rows * variant.tile.block_n
+    total = Traffic(words=2 * _REPORT_STORES) + tile.loaded(1) + tile.stored(2)
     if variant.multimem:  # the switch sums, and sends to all
-        return Traffic(tile, tile + unit + tile, words)
-    return Traffic(ranks * unit + tile, tile + ranks * unit + tile, words)
+        return total + _pieces(variant, unit).stored(1)
+    part = _pieces(variant, min(unit, SUM_AREA))  # in a loop
+    return total + part.loaded(ranks) + part.stored(ranks)
 
 
-def _pieces(variant: Variant, rows: int) -> int:
-    """16-byte pieces that each thread moves of so many rows of a tile."""
-    elements = rows * variant.tile.block_n
-    return max(1, elements // (MULTIMEM_ELEMENTS * WARP * variant.tile.num_warps))
+def _pieces(variant: Variant, elements: int) -> _Pieces:
+    return _Pieces(elements // (MULTIMEM_ELEMENTS * WARP * variant.tile.num_warps))

@@ -13,7 +13,8 @@ from typing import Final
 
 from .arguments import ARGUMENTS, POINTERS
 from .bundle import Record
-from .dispatch import Shape, choose
+from .dispatch import Shape, choose_from, package_rules
+from .layout import DESCRIPTOR_BYTES
 from .limits import NO_MULTIMEM, SHARED_LIMITS
 from .resources import read_kernel
 from .signature import compile_options, constexprs, kernel_of, signature, sources_digest
@@ -23,7 +24,7 @@ from .variants import WARP, Variant
 FORMAT: Final = 1
 """To be raised with every change of this file that gives other bytes for the same sources."""
 
-QUICK_VARIANT: Final = choose(Shape(16, 8192, 1024, 8, "sm_90")).variant
+QUICK_VARIANT: Final = choose_from(package_rules(), Shape(16, 8192, 1024, 8, "sm_90")).variant
 """One variant that compiles for every architecture."""
 
 
@@ -90,11 +91,13 @@ def without_multimem(arch: str) -> str:
 
 
 def multimem_forms(variants: Sequence[Variant]) -> list[Variant]:
-    """Return the multimem form of each variant that has one: two-shot, for several ranks."""
+    """Return the multimem form of each variant that has one: two-shot, for several ranks, with
+    units of a piece or more for each thread.
+    """
     return [
         replace(variant, multimem=True)
         for variant in variants
-        if variant.algorithm == "two_shot" and variant.world_size > 1
+        if variant.algorithm == "two_shot" and variant.world_size > 1 and variant.fits_multimem
     ]
 
 
@@ -145,9 +148,11 @@ def run_job(job: Job) -> Output:
         raise
     except Exception as error:  # Triton's and LLVM's errors share no base class
         raise CompileError(f"{job}: {_first_lines(error)}") from error
+    given = {"global_scratch_size": DESCRIPTOR_BYTES if job.variant.tile.bulk else 0}
     for name in ("global_scratch_size", "profile_scratch_size"):
-        if size := getattr(compiled.metadata, name, 0):
-            raise CompileError(f"{job}: wants {size} bytes ({name}), the launch gives none")
+        size, most = getattr(compiled.metadata, name, 0), given.get(name, 0)
+        if size > most:
+            raise CompileError(f"{job}: wants {size} bytes ({name}), the launch gives {most}")
     return Output(compiled.asm["cubin"], compiled.metadata.shared, compiled.asm["ptx"])
 
 

@@ -11,6 +11,7 @@ from .arguments import EXTRA_BIAS, EXTRA_RESIDUAL
 from .layout import (
     ARRIVALS_WORD,
     EPOCH_WORD,
+    GAVE_UP_WORD,
     PAGE,
     REFRESH_CALLS,
     STATUS_FIELDS,
@@ -18,13 +19,18 @@ from .layout import (
     STATUS_WORDS,
 )
 
-_EPOCH_WORD = tl.constexpr(EPOCH_WORD)
 _ARRIVALS_WORD = tl.constexpr(ARRIVALS_WORD)
+_GAVE_UP_WORD = tl.constexpr(GAVE_UP_WORD)
 _STATUS_WORD = tl.constexpr(STATUS_WORD)
 _STATUS_WORDS = tl.constexpr(STATUS_WORDS)
 _PAGE = tl.constexpr(PAGE)
 _REFRESH_CALLS = tl.constexpr(REFRESH_CALLS)
 _OLD = tl.constexpr(1 << 30)
+_GROUP = tl.constexpr(8)
+"""Blocks of rows that tiles go through before they come to the next block of columns."""
+_POLLERS = tl.constexpr(256)
+"""Lanes that poll: with as many as threads of a CTA or more, each warp has some."""
+assert (ARRIVALS_WORD, EPOCH_WORD) == (0, 1)  # halves of one 64-bit word, the epoch the upper
 assert STATUS_FIELDS[1:] == ("rank", "tile", "source", "seen", "expected")  # as in `report`
 
 _EXTRA_BIAS = tl.constexpr(EXTRA_BIAS)
@@ -37,6 +43,10 @@ def in_heap(heap_table, peer, page, dtype: tl.constexpr):
     address = tl.load(heap_table + peer) + page.to(tl.int64) * _PAGE
     # Without the alignment hint every access through the table is 2 bytes wide.
     return tl.multiple_of(address.to(tl.pointer_type(dtype)), 16)
+
+
+# The interpreter has no inline assembly.
+_COMPILED = tl.constexpr(isinstance(in_heap, triton.JITFunction))
 
 
 @triton.jit
@@ -64,9 +74,24 @@ def control_words(heap_table, rank):
 
 
 @triton.jit
+def tile_place(tile, M, N, BM: tl.constexpr, BN: tl.constexpr):
+    """Return the row block and the column block of a tile.
+
+    Blocks of rows go in groups, so that CTAs that run at once share rows of x and of weight, and
+    find them in the L2 cache.
+    """
+    blocks_m = tl.cdiv(M, BM)
+    in_group = _GROUP * tl.cdiv(N, BN)
+    first = tile // in_group * _GROUP
+    rows = tl.minimum(blocks_m - first, _GROUP)
+    inside = tile % in_group
+    return first + inside % rows, inside // rows
+
+
+@triton.jit
 def partial_tile(
-    x_ptr,
-    weight_ptr,
+    x,
+    weight,
     x_scale_ptr,
     weight_scale_ptr,
     M,
@@ -74,32 +99,44 @@ def partial_tile(
     K,
     first_row,
     first_column,
-    offs_m,
-    offs_n,
+    block_m,
+    block_n,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     SCALED: tl.constexpr,
+    BULK: tl.constexpr,
 ):
-    """This rank's `x @ weight.T` for a tile, float32 [BM, BN]; rows and columns beyond are junk."""
-    offs_k = tl.arange(0, BK)
-    # Row 0 in place of rows that don't exist: no mask, and nothing is read beyond the end.
+    """This rank's `x @ weight.T` for a tile, float32 [BM, BN]; rows and columns beyond are junk.
+
+    x and weight are pointers; with BULK descriptors of [ranks M, K] and [ranks N, K].
+    """
+    offs_m = block_m * BM + tl.arange(0, BM)
+    offs_n = block_n * BN + tl.arange(0, BN)
+    # Row 0 in place of rows that don't exist: nothing is read beyond the end.
     rows = first_row + tl.where(offs_m < M, offs_m, 0)
     columns = first_column + tl.where(offs_n < N, offs_n, 0)
-    # 64 bits: weight may hold more than 2**31 elements.
-    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * K + offs_k[None, :]
-    weight_ptrs = weight_ptr + columns.to(tl.int64)[None, :] * K + offs_k[:, None]
-    if x_ptr.dtype.element_ty == tl.int8:
-        acc = tl.zeros((BM, BN), dtype=tl.int32)
+    if BULK:
+        acc = tl.zeros((BM, BN), dtype=tl.int32 if x.dtype == tl.int8 else tl.float32)
+        for k in range(0, K, BK):
+            x_tile = x.load([first_row + block_m * BM, k])
+            weight_tile = weight.load([first_column + block_n * BN, k])
+            acc = tl.dot(x_tile, weight_tile.T, acc, out_dtype=acc.dtype)
     else:
-        acc = tl.zeros((BM, BN), dtype=tl.float32)
-    for k in range(0, K, BK):
-        k_mask = offs_k < K - k
-        x_tile = tl.load(x_ptrs + k, mask=k_mask[None, :], other=0.0)
-        weight_tile = tl.load(
-            weight_ptrs + k, mask=k_mask[:, None], other=0.0, eviction_policy="evict_first"
-        )
-        acc = tl.dot(x_tile, weight_tile, acc, out_dtype=acc.dtype)
+        offs_k = tl.arange(0, BK)
+        # 64 bits: weight may hold more than 2**31 elements.
+        x_ptrs = x + rows.to(tl.int64)[:, None] * K + offs_k[None, :]
+        weight_ptrs = weight + columns.to(tl.int64)[None, :] * K + offs_k[:, None]
+        acc = tl.zeros((BM, BN), dtype=tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
+        # Rows that don't exist are not read: that many reads of one row would queue up for it.
+        row_mask = (offs_m < M)[:, None]
+        for k in range(0, K, BK):
+            k_mask = offs_k < K - k
+            x_tile = tl.load(x_ptrs + k, mask=row_mask & k_mask[None, :], other=0.0)
+            weight_tile = tl.load(
+                weight_ptrs + k, mask=k_mask[:, None], other=0.0, eviction_policy="evict_first"
+            )
+            acc = tl.dot(x_tile, weight_tile, acc, out_dtype=acc.dtype)
     total = acc.to(tl.float32)
     if SCALED:
         total = total * tl.load(x_scale_ptr + rows)[:, None]
@@ -108,24 +145,38 @@ def partial_tile(
 
 
 @triton.jit
+def given_tile(x_ptr, M, N, first_row, block_m, block_n, BM: tl.constexpr, BN: tl.constexpr):
+    """A tile of partials that were computed before: x [ranks M, N], float32 [BM, BN]."""
+    offs_m = block_m * BM + tl.arange(0, BM)
+    offs_n = block_n * BN + tl.arange(0, BN)
+    places = x_ptr + (first_row + offs_m).to(tl.int64)[:, None] * N + offs_n[None, :]
+    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    return tl.load(places, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def finish(total, bias_ptr, residual_ptr, extras, M, N, offs_m, offs_n):
     """Add bias [N] and residual [M, N] to the sum over ranks, where they were given."""
-    column_mask = offs_n < N
-    bias = tl.load(bias_ptr + offs_n, mask=column_mask & ((extras & _EXTRA_BIAS) != 0), other=0.0)
-    offsets = offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
-    mask = (offs_m < M)[:, None] & (column_mask & ((extras & _EXTRA_RESIDUAL) != 0))[None, :]
-    residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
-    return total + bias.to(tl.float32)[None, :] + residual.to(tl.float32)
+    if extras != 0:
+        column_mask = offs_n < N
+        bias_mask = column_mask & ((extras & _EXTRA_BIAS) != 0)
+        bias = tl.load(bias_ptr + offs_n, mask=bias_mask, other=0.0)
+        offsets = offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
+        mask = (offs_m < M)[:, None] & (column_mask & ((extras & _EXTRA_RESIDUAL) != 0))[None, :]
+        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
+        total = total + bias.to(tl.float32)[None, :] + residual.to(tl.float32)
+    return total
 
 
 @triton.jit
 def enter(heap_table, rank):
     """Return this call's epoch, and whether an earlier call of this rank gave up."""
     control = control_words(heap_table, rank)
-    epoch = tl.load(control + _EPOCH_WORD) + 1
-    # An atomic, not a load: another CTA may write the word meanwhile, and all threads must agree.
-    broken = tl.atomic_add(control + _STATUS_WORD, 0, sem="relaxed", scope="gpu") != 0
-    return epoch, broken
+    calls = tl.load(control.to(tl.pointer_type(tl.int64)) + _ARRIVALS_WORD // 2, volatile=True)
+    epoch = (calls >> 32).to(tl.int32) + 1
+    # Another CTA may write the mark meanwhile, but then it is of this call: all threads agree.
+    mark = tl.load(control + _GAVE_UP_WORD, volatile=True)
+    return epoch, (mark != 0) & (mark != ((epoch << 1) | 1))
 
 
 @triton.jit
@@ -144,17 +195,26 @@ def _refresh_flag(heap_table, rank, epoch, first_flag, flags_end):
 
 
 @triton.jit
-def arrive(heap_table, rank, epoch, ctas, first_flag, flags_end):
-    """Count this CTA in; the last one stores the epoch for the next kernel on the stream."""
-    control = control_words(heap_table, rank)
-    # All warps must have read the epoch before the last CTA to arrive replaces it.
+def count_in(control, cta, ctas):
+    """Add this CTA's share of the 2**32 that a launch adds to the counter."""
+    share = tl.where(cta == 0, (1 << 32) + 1 - ctas.to(tl.int64), 1)
+    # One element, not a scalar: a scalar's result would be waited for, to hand it to all threads.
+    counter = control.to(tl.pointer_type(tl.int64)) + (_ARRIVALS_WORD // 2 + tl.arange(0, 1))
+    tl.atomic_add(counter, tl.zeros((1,), dtype=tl.int64) + share, sem="relaxed", scope="gpu")
+
+
+@triton.jit
+def arrive(heap_table, rank, epoch, cta, ctas, first_flag, flags_end):
+    """Count this CTA in: all CTAs of a launch together add 2**32, which is one epoch.
+
+    Nothing waits for it. The epoch changes when the last CTA has arrived, and each has read the
+    counter before it arrives.
+    """
+    # All warps must have read the epoch before this CTA may complete it.
     tl.debug_barrier()
-    arrived = tl.atomic_add(control + _ARRIVALS_WORD, 1, sem="acq_rel", scope="gpu")
-    if arrived == ctas - 1:
-        tl.store(control + _ARRIVALS_WORD, 0)
-        tl.store(control + _EPOCH_WORD, epoch)
-        if epoch % _REFRESH_CALLS == 0:
-            _refresh_flag(heap_table, rank, epoch, first_flag, flags_end)
+    count_in(control_words(heap_table, rank), cta, ctas)
+    if (cta == 0) & (epoch % _REFRESH_CALLS == 0):
+        _refresh_flag(heap_table, rank, epoch, first_flag, flags_end)
 
 
 @triton.jit
@@ -170,37 +230,49 @@ def publish(flag_ptrs, epoch, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _wait_flag(flag_ptr, epoch, spin_limit):
-    seen = tl.atomic_add(flag_ptr, 0, sem="relaxed", scope="sys")
-    spins = 0
-    while ((seen - epoch) < 0) & (spins < spin_limit):
-        seen = tl.atomic_add(flag_ptr, 0, sem="relaxed", scope="sys")
-        spins += 1
-    # One acquire once the flag is there; polling with it would flush L1 on every spin. Its result
-    # is returned and used: Triton 3.4 to 3.7 delete an atomic whose result is not.
-    return tl.atomic_add(flag_ptr, 0, sem="acquire", scope="sys")
+def _poll(flags):
+    """Read flags, each with acquire at system scope."""
+    if _COMPILED:
+        seen = tl.inline_asm_elementwise(
+            "ld.acquire.sys.global.b32 $0, [$1];",
+            "=r,l",
+            [flags.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        seen = tl.load(flags, volatile=True)
+    return seen
 
 
 @triton.jit
 def wait_flags(flags, epoch, spin_limit, failed, COUNT: tl.constexpr):
-    """Wait until COUNT flags have reached the epoch.
+    """Wait until COUNT flags, a power of two, have reached the epoch. All are polled at once.
 
     Returns whether any wait of this CTA has failed so far, the first late flag's index (-1: none
     of these), and what it held. Loads that follow see what was stored before the flags were set.
     """
+    # So many that the minimum crosses warps: then all threads get the same answer, and a wait
+    # ends for all of them at once.
+    which = tl.arange(0, _POLLERS) % COUNT
+    # After a failure look once and go on: one time limit per CTA, not one per flag.
+    limit = tl.where(failed, 0, spin_limit)
+    seen = _poll(flags + which)
+    late = tl.min(seen - epoch) < 0  # modulo 2**32; a peer may be one call ahead
+    spins = 0
+    while late & (spins < limit):
+        seen = _poll(flags + which)
+        late = tl.min(seen - epoch) < 0
+        spins += 1
     late_index = -1
     late_seen = epoch
-    for index in tl.static_range(COUNT):
-        # After a failure look once and go on: one time limit per CTA, not one per flag.
-        limit = tl.where(failed, 0, spin_limit)
-        seen = _wait_flag(flags + index, epoch, limit)
-        late = (seen - epoch) < 0  # modulo 2**32; a peer may be one call ahead
-        late_index = tl.where(late & (late_index < 0), index, late_index)
-        late_seen = tl.where(late & (late_index == index), seen, late_seen)
-        failed = failed | late
+    if late:
+        late_index = tl.min(tl.where((seen - epoch) < 0, which, COUNT))
+        late_seen = tl.min(tl.where(which == late_index, seen, 0x7FFFFFFF))
     # Keeps the loads that follow behind the acquire, for all warps.
     tl.debug_barrier()
-    return failed, late_index, late_seen
+    return failed | late, late_index, late_seen
 
 
 @triton.jit
@@ -214,6 +286,7 @@ def report(heap_table, status_ptr, code, rank, tile, source, seen, expected):
         tl.store(word + 3, source)
         tl.store(word + 4, seen)
         tl.store(word + 5, expected)
+        tl.store(control_words(heap_table, rank) + _GAVE_UP_WORD, (expected << 1) | 1)
         tl.store(copy + 1, rank)
         tl.store(copy + 2, tile)
         tl.store(copy + 3, source)

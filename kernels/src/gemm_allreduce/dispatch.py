@@ -1,18 +1,24 @@
 """Which kernel serves a call: a pure function of its shape, over the table in dispatch.toml.
 
-``python -m gemm_allreduce.dispatch M N K W ARCH [--dtype bf16] [--operand fp8e4m3]`` prints the
-choice and the rules that were passed over.
+GEMM_AR_DISPATCH=FILE puts the rules of a file before those of the package: a table tuned on the
+GPU at hand (docs/bench.md). Read once per process.
+
+``python -m gemm_allreduce.dispatch M N K W ARCH [--dtype bf16] [--operand fp8e4m3]
+[--processors 132]`` prints the choice and the rules that were passed over.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, Final
 
 from .layout import ELEMENT_BYTES, HeapLayout
@@ -29,6 +35,7 @@ ARCHS: Final = (
     "sm_121",
 )
 _NO_FP8: Final = ("sm_80", "sm_86")
+TABLE_VARIABLE: Final = "GEMM_AR_DISPATCH"
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class Shape:
     """What a choice depends on.
 
     ``tokens`` (M), ``features`` (N) and ``depth`` (K of this rank) are in elements; ``arch`` is
-    like ``sm_90``. Raises: ValueError for sizes, types or an architecture that are not served.
+    like ``sm_90``; ``processors`` are the multiprocessors that one rank has.
+    Raises: ValueError for sizes, types or an architecture that are not served.
     """
 
     tokens: int
@@ -46,9 +54,10 @@ class Shape:
     arch: str
     dtype: Dtype = "bf16"
     operand: Operand | None = None
+    processors: int = 132
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "features", "depth"):
+        for name in ("tokens", "features", "depth", "processors"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.world_size not in WORLD_SIZES:
@@ -82,10 +91,13 @@ class Rule:
     tile: Tile
     archs: tuple[str, ...] = ARCHS
     max_tokens: int | None = None
+    max_depth: int | None = None
     max_bytes: int | None = None
     split: bool = False
     comm_ctas: int = 0
     ctas_per_sm: int = 1
+    min_processors: int | None = None
+    max_processors: int | None = None
 
     def __post_init__(self) -> None:
         for name, given, valid in (
@@ -96,9 +108,12 @@ class Rule:
                 raise ValueError(f"{name} must be some of {valid}, got {given}")
         for name, least in (
             ("max_tokens", 1),
+            ("max_depth", 1),
             ("max_bytes", 1),
             ("comm_ctas", 0),
             ("ctas_per_sm", 1),
+            ("min_processors", 1),
+            ("max_processors", 1),
         ):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
@@ -115,8 +130,14 @@ class Rule:
             return f"for {', '.join(self.archs)}"
         if self.max_tokens is not None and shape.tokens > self.max_tokens:
             return f"M over {self.max_tokens}"
+        if self.max_depth is not None and shape.depth > self.max_depth:
+            return f"K over {self.max_depth}"
         if self.max_bytes is not None and size > self.max_bytes:
             return f"y of {size} bytes, over {self.max_bytes}"
+        if self.min_processors is not None and shape.processors < self.min_processors:
+            return f"for ranks of at least {self.min_processors} multiprocessors"
+        if self.max_processors is not None and shape.processors > self.max_processors:
+            return f"for ranks of at most {self.max_processors} multiprocessors"
         return None
 
     def choice(self, dtype: Dtype, operand: Operand | None, world_size: int) -> Choice:
@@ -141,7 +162,7 @@ def parse_rules(tables: Iterable[Mapping[str, Any]]) -> tuple[Rule, ...]:
     for number, table in enumerate(tables, 1):
         fields = dict(table)
         try:
-            tile = Tile(*fields.pop("tile"))
+            tile = Tile(*fields.pop("tile"), bulk=fields.pop("bulk", False))  # type: ignore[misc]
             for name in ("world_sizes", "archs"):
                 if name in fields:
                     fields[name] = tuple(fields[name])
@@ -160,10 +181,46 @@ def parse_rules(tables: Iterable[Mapping[str, Any]]) -> tuple[Rule, ...]:
 
 
 @lru_cache(maxsize=1)
-def rules() -> tuple[Rule, ...]:
+def package_rules() -> tuple[Rule, ...]:
     """Return the package's own table."""
-    text = resources.files(__package__).joinpath("dispatch.toml").read_text("utf-8")
-    return parse_rules(tomllib.loads(text)["rule"])
+    return parse_rules(tomllib.loads(_package_text())["rule"])
+
+
+@lru_cache(maxsize=1)
+def rules() -> tuple[Rule, ...]:
+    """Return the rules in force: those of the file that GEMM_AR_DISPATCH names, then the package's.
+
+    Raises: ValueError when the file cannot be read, or is no table of rules.
+    """
+    return _file_rules() + package_rules()
+
+
+def table_digest() -> str:
+    """Return what is the same where the rules in force are. Raises: as `rules`."""
+    return hashlib.sha256(repr(rules()).encode()).hexdigest()[:12]
+
+
+def _package_text() -> str:
+    return resources.files(__package__).joinpath("dispatch.toml").read_text("utf-8")
+
+
+def _named() -> str:
+    return os.environ.get(TABLE_VARIABLE, "")
+
+
+def _file_rules() -> tuple[Rule, ...]:
+    named = _named()
+    if not named:
+        return ()
+    try:
+        table = tomllib.loads(Path(named).read_text("utf-8"))
+        if set(table) != {"rule"} or not isinstance(table["rule"], list):
+            raise ValueError(
+                f"it must hold [[rule]] entries only, got {', '.join(table) or 'none'}"
+            )
+        return parse_rules(table["rule"])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{TABLE_VARIABLE} names {named}: {error}") from error
 
 
 @lru_cache(maxsize=4096)
@@ -173,10 +230,24 @@ def choose(shape: Shape) -> Choice:
     Depends on nothing but `shape`, so that all ranks of a group choose alike.
     Raises: LookupError when no rule fits.
     """
-    for rule in rules():
+    return choose_from(rules(), shape)
+
+
+def choose_from(table: Iterable[Rule], shape: Shape) -> Choice:
+    """Return the choice of the first rule of a table that fits. Pure. Raises: as `choose`."""
+    for rule in table:
         if rule.refusal(shape) is None:
             return rule.choice(shape.dtype, shape.operand, shape.world_size)
     raise LookupError(f"no rule of the dispatch table fits {shape}")
+
+
+def sum_only(choice: Choice) -> Choice:
+    """Return the kernel that only sums, as the choice would: no bulk copies, no K loop. Pure.
+
+    Raises: ValueError for one rank, which has nothing to sum.
+    """
+    tile = replace(choice.variant.tile, bulk=False, num_stages=1)
+    return replace(choice, variant=replace(choice.variant, tile=tile, product=False))
 
 
 def token_steps(features: int, max_tokens: int) -> tuple[int, ...]:
@@ -234,9 +305,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("arch", help=", ".join(ARCHS))
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--operand", choices=OPERANDS)
+    parser.add_argument(
+        "--processors", type=int, default=132, help="multiprocessors of a rank; default: 132"
+    )
     given = parser.parse_args(arguments)
     try:
-        shape = Shape(given.M, given.N, given.K, given.W, given.arch, given.dtype, given.operand)
+        shape = Shape(
+            *(given.M, given.N, given.K, given.W, given.arch),
+            *(given.dtype, given.operand, given.processors),
+        )
+        rules()
     except ValueError as error:
         parser.error(str(error))
     print(explain(shape))

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .launch import (
@@ -29,7 +34,7 @@ class JitKernels:
 
     def __init__(self, why: str = "") -> None:
         self._why = why
-        self._ready: set[Variant] = set()
+        self._ready: dict[Variant, tuple[int, int]] = {}
 
     def describe(self) -> str:
         """Return one sentence on where the kernels come from."""
@@ -57,8 +62,12 @@ class JitKernels:
             **compile_options(variant),
         )
         made._init_handles()  # else the first launch would load it, which a capture forbids
-        self._ready.add(variant)
+        self._ready[variant] = (made.n_regs, made.metadata.shared)
         return True
+
+    def resources(self, variant: Variant) -> tuple[int, int] | None:
+        """Return registers per thread and shared memory per CTA, bytes; None unless prepared."""
+        return self._ready.get(variant)
 
     def launch(
         self, variant: Variant, ranks: Ranks, operands: Operands, grid: Grid, spin_limit: int
@@ -71,12 +80,16 @@ class JitKernels:
         """
         kernel, compiled = _kernel(variant, ranks)
         options = compile_options(variant) if compiled else {}
-        kernel[launch_grid(ranks, grid)](
-            *pointers_of(ranks, operands),
-            *integers_of(ranks, operands, grid, spin_limit),
-            **constexprs(variant),
-            **options,
-        )
+        if not compiled and operands.x.shape[-1] % ROW_BYTES:
+            # Triton 3.4's interpreter wants descriptors' rows to be 16 elements apart, not bytes.
+            variant = replace(variant, tile=replace(variant.tile, bulk=False))
+        with _scratch_of(ranks) if compiled and variant.tile.bulk else nullcontext():
+            kernel[launch_grid(ranks, grid)](
+                *pointers_of(ranks, operands),
+                *integers_of(ranks, operands, grid, spin_limit),
+                **constexprs(variant),
+                **options,
+            )
 
 
 def _kernel(variant: Variant, ranks: Ranks) -> tuple[Any, bool]:
@@ -106,6 +119,33 @@ def _no_triton(ranks: Ranks) -> str:
             "interpreter can run them (install triton and set TRITON_INTERPRET=1)"
         )
     return "no cubin serves this call, and there is no Triton to compile it"
+
+
+_allocating = threading.Lock()
+
+
+@contextmanager
+def _scratch_of(ranks: Ranks) -> Iterator[None]:
+    """Let Triton's launcher take the heap's scratch for one launch; other allocators stay."""
+    import triton
+    from triton.runtime import _allocation
+
+    def allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+        if size > ranks.scratch.nbytes:
+            raise RuntimeError(
+                f"a launch wants {size} bytes of scratch; {ranks.scratch.nbytes} are there"
+            )
+        return ranks.scratch
+
+    with _allocating:
+        before = _allocation._allocator  # Triton 3.4: the allocator; later: a ContextVar of it
+        if isinstance(before, ContextVar):
+            before = before.get()
+        triton.set_allocator(allocate)
+        try:
+            yield
+        finally:
+            triton.set_allocator(before)
 
 
 def _sample(variant: Variant, ranks: Ranks) -> Operands:

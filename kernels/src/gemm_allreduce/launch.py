@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .arguments import ARGUMENTS, EXTRA_BIAS, EXTRA_RESIDUAL, INTEGERS, POINTERS
 from .dispatch import Choice
-from .layout import PAGE, HeapLayout, ceil_div
+from .layout import MOST_CTAS, PAGE, HeapLayout, ceil_div
 from .variants import ROW_BYTES, Variant
 
 if TYPE_CHECKING:
@@ -29,11 +29,16 @@ class Operands:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the heaps are. ``table`` is int64 [W], ``status`` int32 [W, STATUS_WORDS], host."""
+    """Where the heaps are.
+
+    ``table`` is int64 [W], ``status`` int32 [W, STATUS_WORDS] on the host; ``scratch`` is int32
+    [MOST_CTAS * DESCRIPTOR_BYTES / 4], the part of this process's first heap for descriptors.
+    """
 
     layout: HeapLayout
     table: torch.Tensor
     status: torch.Tensor
+    scratch: torch.Tensor
     rank: int
     virtual: bool
 
@@ -48,7 +53,13 @@ class Grid:
 
 
 def plan_grid(
-    choice: Choice, tokens: int, features: int, resident_ctas: int, *, in_order: bool
+    choice: Choice,
+    tokens: int,
+    features: int,
+    resident_ctas: int,
+    *,
+    in_order: bool,
+    sharing: int = 1,
 ) -> Grid:
     """Return the grid of one rank for a call. Pure.
 
@@ -58,16 +69,19 @@ def plan_grid(
         resident_ctas: how many CTAs of this rank the GPU can hold at once.
         in_order: CTAs run one after another, each to its end, as in Triton's interpreter; a CTA
             then may wait only for what CTAs before it, or the same CTA of peers, do first.
+        sharing: ranks on the GPU: each has so many times fewer CTAs that only communicate.
     """
     tile = choice.variant.tile
+    if tile.bulk:
+        resident_ctas = min(resident_ctas, MOST_CTAS // sharing)
     tiles = ceil_div(tokens, tile.block_m) * ceil_div(features, tile.block_n)
     both = resident_ctas < 2 and not in_order  # no room for CTAs that only communicate
-    if choice.variant.algorithm == "one_shot" or not choice.comm_ctas or both:
+    if choice.variant.algorithm != "two_shot" or not choice.comm_ctas or both:
         ctas = max(1, min(tiles, resident_ctas))
         if in_order and choice.variant.algorithm == "two_shot":
             ctas = 1
         return Grid(ctas, ctas, 0)
-    comm = max(1, min(choice.comm_ctas, resident_ctas // 2))
+    comm = max(1, min(ceil_div(choice.comm_ctas, sharing), resident_ctas // 2))
     gemm = max(1, min(tiles, resident_ctas - comm))
     if in_order:
         return Grid(gemm + 1, gemm, gemm)

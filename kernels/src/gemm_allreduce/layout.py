@@ -3,8 +3,9 @@
 Every rank owns one heap of the same layout; a peer's element lies at the same offset in the
 peer's heap. All parts start at a multiple of PAGE bytes. From the start of the heap::
 
-    control         PAGE bytes    int32 words: epoch, arrival counter, status record
+    control         PAGE bytes    int32 words: arrivals and epoch, status record
     table           int64 [W]                      address of every rank's heap, in this process
+    scratch         DESCRIPTOR_BYTES a CTA         what describes x and weight to bulk copies
     partial flags   int32 [max_tiles, W]     (unit // W, source rank): that partial is in my heap
     result flags    int32 [max_tiles * W]    (unit): that result is in my heap
     slots           dtype [2, W, small area]       one-shot: every rank's partials
@@ -26,16 +27,24 @@ from typing import Final
 PAGE: Final = 256
 """Bytes; offsets reach the kernels in pages, so that 31 bits suffice and 16-byte access is safe."""
 
-EPOCH_WORD: Final = 0
-ARRIVALS_WORD: Final = 16  # its own 64 bytes: arrivals must not share a line with the epoch
+ARRIVALS_WORD: Final = 0
+EPOCH_WORD: Final = 1
+"""The halves of one 64-bit counter, to which every launch adds 2**32: device.arrive."""
 STATUS_WORD: Final = 32
 STATUS_FIELDS: Final = ("code", "rank", "tile", "source", "seen", "expected")
 """The words of the status record. ``code`` is 0 (healthy) or one of the codes below."""
+GAVE_UP_WORD: Final = STATUS_WORD + len(STATUS_FIELDS)
+"""0, or 2 * epoch + 1 of the call in which the first wait of this rank gave up."""
 STATUS_WORDS: Final = 8
 """Words between two ranks' status records in the host's copy."""
 
 PARTIAL_LATE: Final = 1
 RESULT_LATE: Final = 2
+
+DESCRIPTOR_BYTES: Final = 256
+"""Of one CTA: Triton makes a tensor map of 128 bytes for each of x and weight."""
+MOST_CTAS: Final = 1024
+"""CTAs of one launch that can have descriptors."""
 
 REFRESH_CALLS: Final = 64
 """One flag word is looked at in every so many calls, and brought up to date where it is old: a
@@ -133,9 +142,14 @@ class HeapLayout:
         return PAGE
 
     @property
+    def scratch(self) -> int:
+        """Offset of the descriptors, bytes."""
+        return self.table + round_up(self.world_size * _ADDRESS_BYTES, PAGE)
+
+    @property
     def partial_flags(self) -> int:
         """Offset of the partial flags, bytes."""
-        return self.table + round_up(self.world_size * _ADDRESS_BYTES, PAGE)
+        return self.scratch + MOST_CTAS * DESCRIPTOR_BYTES
 
     @property
     def result_flags(self) -> int:

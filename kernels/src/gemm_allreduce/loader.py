@@ -94,7 +94,7 @@ class CubinKernels:
         """
         if variant in self._kernels:
             return False
-        loaded = self._load(variant)
+        loaded = self._load(variant, ranks)
         return loaded is not None or self._require_fallback(variant).prepare(variant, ranks)
 
     def launch(
@@ -108,7 +108,7 @@ class CubinKernels:
             CubinError: the driver refuses it.
             RuntimeError: a multimem variant, or a first load inside a capture.
         """
-        kernel = self._kernels.get(variant) or self._load(variant)
+        kernel = self._kernels.get(variant) or self._load(variant, ranks)
         if kernel is None:
             fallback = self._require_fallback(variant)
             fallback.launch(variant, ranks, operands, grid, spin_limit)
@@ -144,7 +144,7 @@ class CubinKernels:
             _LOG.warning("gemm_allreduce compiles a kernel at run time: %s", reason)
         return self._fallback
 
-    def _load(self, variant: Variant) -> _Ready | None:
+    def _load(self, variant: Variant, ranks: Ranks) -> _Ready | None:
         """Return the kernel of a variant, loading it if need be; None if the bundle lacks it."""
         require_runnable(variant)
         if (self._arch, variant.name) not in self._bundle.records:
@@ -157,7 +157,8 @@ class CubinKernels:
                 _refuse_capture(record)
                 loaded = self._load_record(record)
                 _loaded[place, self._device] = loaded
-        ready = _Ready(loaded, _Arguments(record.scratch))
+        scratch = ranks.scratch.data_ptr() if variant.tile.bulk else 0
+        ready = _Ready(loaded, _Arguments(record.scratch, scratch))
         return self._kernels.setdefault(variant, ready)
 
     def _load_record(self, record: Record) -> Loaded:
@@ -225,13 +226,14 @@ class CubinKernels:
 class _Arguments:
     """Memory for the arguments of a launch, as the driver reads them: an array of addresses."""
 
-    def __init__(self, scratch: int) -> None:
-        self._layout = struct.Struct(f"@{len(POINTERS)}Q{len(INTEGERS)}i0Q{scratch}Q")
-        self._zeros = (0,) * scratch
+    def __init__(self, parameters: int, scratch: int) -> None:
+        """`parameters` are Triton's own, the last ones; the first is the address of scratch."""
+        self._layout = struct.Struct(f"@{len(POINTERS)}Q{len(INTEGERS)}i0Q{parameters}Q")
+        self._own = (scratch, *(0,) * parameters)[:parameters]
         self._values = ctypes.create_string_buffer(self._layout.size + 8)
         first = -(-ctypes.addressof(self._values) // 8) * 8
         self._offset = first - ctypes.addressof(self._values)
-        kinds = [8] * len(POINTERS) + [4] * len(INTEGERS) + [8] * scratch
+        kinds = [8] * len(POINTERS) + [4] * len(INTEGERS) + [8] * parameters
         places, place = [], 0
         for size in kinds:
             place = -(-place // size) * size
@@ -242,7 +244,7 @@ class _Arguments:
 
     def write(self, addresses: list[int], numbers: tuple[int, ...]) -> None:
         """Replace all values."""
-        self._layout.pack_into(self._values, self._offset, *addresses, *numbers, *self._zeros)
+        self._layout.pack_into(self._values, self._offset, *addresses, *numbers, *self._own)
 
 
 @dataclass(frozen=True)

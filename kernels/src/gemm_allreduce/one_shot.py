@@ -1,7 +1,8 @@
 """One-shot: every rank sends its partial of a tile to every rank, and every rank sums.
 
-One hop, and W - 1 times the bytes of y over the links: for few rows. Each CTA first computes,
-sends and publishes all of its tiles, then sums them: no CTA waits before it has published.
+One hop, and W - 1 times the bytes of y over the links: for few rows. A CTA computes, sends and
+publishes a tile before it waits for the tile before that one: links and memory work at once, and
+no tile waits for a later one.
 """
 
 import triton
@@ -12,12 +13,14 @@ from .device import (
     arrive,
     enter,
     finish,
+    given_tile,
     in_heap,
     in_heaps,
     partial_tile,
     publish,
     report,
     this_rank,
+    tile_place,
     wait_flags,
 )
 from .layout import PARTIAL_LATE
@@ -57,6 +60,8 @@ def gemm_allreduce_one_shot(
     BK: tl.constexpr,
     SPLIT: tl.constexpr,
     SCALED: tl.constexpr,
+    BULK: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):
     """y = sum over ranks of x @ weight.T, on every rank; the arguments: arguments.py."""
     dtype = y_ptr.dtype.element_ty
@@ -64,62 +69,77 @@ def gemm_allreduce_one_shot(
     N = n_vectors * 8
     K = k_vectors * (16 if SCALED else 8)
     rank, cta, ctas, first_row, first_column = this_rank(rank, M, N)
+    if BULK:
+        ranks = tl.num_programs(0)
+        x = tl.make_tensor_descriptor(x_ptr, [ranks * M, K], [K, 1], [BM, BK])
+        weight = tl.make_tensor_descriptor(weight_ptr, [ranks * N, K], [K, 1], [BN, BK])
+    else:
+        x = x_ptr
+        weight = weight_ptr
 
     epoch, broken = enter(heap_table, rank)
-    tiles_m = tl.cdiv(M, BM)
-    tiles = tiles_m * tl.cdiv(N, BN)
+    tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
     parity = (epoch & 1) * W
     inside = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
 
-    # A rank that gave up sends nothing: its peers may not have read what it would overwrite.
-    for tile in tl.range(tl.where(broken, tiles, cta), tiles, ctas, num_stages=1):
-        offs_m = (tile % tiles_m) * BM + tl.arange(0, BM)
-        offs_n = (tile // tiles_m) * BN + tl.arange(0, BN)
-        acc = partial_tile(
-            x_ptr,
-            weight_ptr,
-            x_scale_ptr,
-            weight_scale_ptr,
-            M,
-            N,
-            K,
-            first_row,
-            first_column,
-            offs_m,
-            offs_n,
-            BM,
-            BN,
-            BK,
-            SCALED,
-        )
-        partial = acc.to(dtype)
-        row_mask = (offs_m < M)[:, None]
-        place = (parity + rank).to(tl.int64) * slot_stride * 128 + tile * (BM * BN)
-        for step in tl.static_range(W):
-            peer = (rank + step) % W  # ranks start at different peers, to spread the links
-            slot = in_heap(heap_table, peer, slots, dtype) + place
-            tl.store(slot + inside, partial, mask=row_mask)
-        flags = in_heaps(heap_table, tl.arange(0, W), partial_flags, tl.int32)
-        publish(flags + (tile * W + rank), epoch, W)
-
-    arrive(heap_table, rank, epoch, ctas, partial_flags, slots)
-
     failed = broken
-    for tile in tl.range(cta, tiles, ctas, num_stages=1):
-        flags = in_heap(heap_table, rank, partial_flags, tl.int32)
-        failed, late, seen = wait_flags(flags + tile * W, epoch, spin_limit, failed, W)
-        if late >= 0:
-            report(heap_table, status_ptr, _PARTIAL_LATE, rank, tile, late, seen, epoch)
-        offs_m = (tile % tiles_m) * BM + tl.arange(0, BM)
-        offs_n = (tile // tiles_m) * BN + tl.arange(0, BN)
-        row_mask = (offs_m < M)[:, None]
-        stride = slot_stride.to(tl.int64) * 128
-        own = in_heap(heap_table, rank, slots, dtype) + parity * stride + tile * (BM * BN)
-        total = tl.zeros((BM, BN), dtype=tl.float32)
-        for source in tl.static_range(W):
-            slot = own + source * stride
-            total += tl.load(slot + inside, mask=row_mask, other=0.0).to(tl.float32)
-        total = finish(total, bias_ptr, residual_ptr, extras, M, N, offs_m, offs_n)
-        total = tl.where(failed, float("nan"), total)
-        y_ptrs = y_ptr + (first_row + offs_m).to(tl.int64)[:, None] * N + offs_n[None, :]
-        tl.store(y_ptrs, total.to(dtype), mask=row_mask & (offs_n < N)[None, :])
+    for step in tl.range(0, tl.cdiv(tiles - cta, ctas) + 1, num_stages=1):
+        tile = cta + step * ctas
+        if tile < tiles:
+            block_m, block_n = tile_place(tile, M, N, BM, BN)
+            if PRODUCT:
+                acc = partial_tile(
+                    x,
+                    weight,
+                    x_scale_ptr,
+                    weight_scale_ptr,
+                    M,
+                    N,
+                    K,
+                    first_row,
+                    first_column,
+                    block_m,
+                    block_n,
+                    BM,
+                    BN,
+                    BK,
+                    SCALED,
+                    BULK,
+                )
+            else:
+                acc = given_tile(x_ptr, M, N, first_row, block_m, block_n, BM, BN)
+            # A rank that gave up sends nothing: its peers may not have read what it would
+            # overwrite. Asked only here, the answer has come while the tile was computed.
+            if broken == 0:
+                partial = acc.to(dtype)
+                row_mask = (block_m * BM + tl.arange(0, BM) < M)[:, None]
+                place = (parity + rank).to(tl.int64) * slot_stride * 128 + tile * (BM * BN)
+                for peers in tl.static_range(W):
+                    peer = (rank + peers) % W  # ranks start at different peers, to spread the links
+                    slot = in_heap(heap_table, peer, slots, dtype) + place
+                    tl.store(slot + inside, partial, mask=row_mask)
+                flags = in_heaps(heap_table, tl.arange(0, W), partial_flags, tl.int32)
+                publish(flags + (tile * W + rank), epoch, W)
+
+        tile -= ctas
+        if tile >= 0:
+            flags = in_heap(heap_table, rank, partial_flags, tl.int32)
+            failed, late, seen = wait_flags(flags + tile * W, epoch, spin_limit, failed, W)
+            if late >= 0:
+                report(heap_table, status_ptr, _PARTIAL_LATE, rank, tile, late, seen, epoch)
+            block_m, block_n = tile_place(tile, M, N, BM, BN)
+            offs_m = block_m * BM + tl.arange(0, BM)
+            offs_n = block_n * BN + tl.arange(0, BN)
+            row_mask = (offs_m < M)[:, None]
+            stride = slot_stride.to(tl.int64) * 128
+            own = in_heap(heap_table, rank, slots, dtype) + parity * stride + tile * (BM * BN)
+            total = tl.zeros((BM, BN), dtype=tl.float32)
+            for source in tl.static_range(W):
+                slot = own + source * stride
+                total += tl.load(slot + inside, mask=row_mask, other=0.0).to(tl.float32)
+            total = finish(total, bias_ptr, residual_ptr, extras, M, N, offs_m, offs_n)
+            total = tl.where(failed, float("nan"), total)
+            y_ptrs = y_ptr + (first_row + offs_m).to(tl.int64)[:, None] * N + offs_n[None, :]
+            tl.store(y_ptrs, total.to(dtype), mask=row_mask & (offs_n < N)[None, :])
+
+    arrive(heap_table, rank, epoch, cta, ctas, partial_flags, slots)

@@ -16,9 +16,10 @@ from typing import Final, Literal
 
 INSTRUCTION_BYTES: Final = 16
 
-Access = Literal["load", "store", "copy", "local", "generic", "bulk"]
+Access = Literal["load", "store", "copy", "local", "generic", "bulk load", "bulk"]
 """Loads, stores and asynchronous copies (into shared memory) of global memory; local memory;
-accesses whose memory the compiler did not know; copies by the tensor memory accelerator."""
+accesses whose memory the compiler did not know; copies by the tensor memory accelerator: of tiles
+into shared memory, and all others."""
 
 _OPERATIONS: Final[dict[int, Access]] = {
     0x181: "load",  # LDG
@@ -30,7 +31,7 @@ _OPERATIONS: Final[dict[int, Access]] = {
     0x187: "local",  # STL
     0x180: "generic",  # LD
     0x185: "generic",  # ST
-    0x1B4: "bulk",  # UTMALDG
+    0x1B4: "bulk load",  # UTMALDG
     0x1B5: "bulk",  # UTMASTG
     0x1BA: "bulk",  # UBLKCP
     0x1BB: "bulk",  # UBLKRED
@@ -91,7 +92,7 @@ def _width(operation: int, high: int, sm: int) -> int:
     """Bytes that one thread moves; ``high`` is the instruction's upper half."""
     if operation in _WIDE:
         return 32
-    if _OPERATIONS[operation] == "bulk":
+    if _OPERATIONS[operation] in ("bulk load", "bulk"):
         return 0
     if operation == _LDGSTS and sm >= 100:
         return 4 << (high >> 10 & 3)

@@ -17,6 +17,7 @@ from .variants import ENABLE_FP_FUSION, Variant
 SOURCES: Final = (
     "arguments.py",
     "device.py",
+    "direct.py",
     "layout.py",
     "multimem.py",
     "one_shot.py",
@@ -44,7 +45,10 @@ def constexprs(variant: Variant) -> dict[str, Any]:
         "BK": variant.block_k,
         "SPLIT": variant.split,
         "SCALED": variant.scaled,
+        "BULK": variant.tile.bulk,
     }
+    if variant.algorithm != "direct":
+        values["PRODUCT"] = variant.product
     if variant.algorithm == "two_shot":
         values["MULTIMEM"] = variant.multimem
     return values
@@ -72,6 +76,10 @@ def signature(variant: Variant) -> dict[str, str]:
 
 def kernel_of(variant: Variant) -> Any:
     """Return the Triton function of a variant. Imports Triton."""
+    if variant.algorithm == "direct":
+        from .direct import gemm_allreduce_direct
+
+        return gemm_allreduce_direct
     if variant.algorithm == "one_shot":
         from .one_shot import gemm_allreduce_one_shot
 

@@ -7,7 +7,7 @@ from typing import Final, Literal, get_args
 
 from .layout import LARGE_TILE_AREA, SMALL_TILE_AREA, TILE_COLUMNS, TILE_ROWS
 
-Algorithm = Literal["one_shot", "two_shot"]
+Algorithm = Literal["direct", "one_shot", "two_shot"]
 Dtype = Literal["bf16", "fp16"]
 Operand = Literal["bf16", "fp16", "fp8e4m3", "int8"]
 
@@ -29,6 +29,9 @@ WARP: Final = 32
 MULTIMEM_ELEMENTS: Final = 8
 """Elements that one multimem instruction moves: 16 bytes."""
 
+SUM_AREA: Final = 4096
+"""Elements of a unit that are summed at a time, of all W partials: more would spill."""
+
 MULTIMEM_ROWS: Final = 64
 """Rows of a unit that are summed at a time with multimem: all 128 would spill."""
 
@@ -42,6 +45,7 @@ class Tile:
         block_k: depth of one step of the K loop, in elements of 2 bytes.
         num_stages: depth of the software pipeline of the K loop.
         num_warps: warps per CTA.
+        bulk: x and weight come by bulk copies of whole tiles (TMA), not by each thread's.
 
     Raises:
         ValueError: an attribute is outside what the kernels support.
@@ -52,6 +56,7 @@ class Tile:
     block_k: int
     num_stages: int
     num_warps: int
+    bulk: bool = False
 
     def __post_init__(self) -> None:
         for name in ("block_m", "block_n", "block_k", "num_warps"):
@@ -75,7 +80,7 @@ class Variant:
     """One compiled kernel.
 
     Attributes:
-        algorithm: ``one_shot`` or ``two_shot``.
+        algorithm: ``direct`` for one rank; ``one_shot`` or ``two_shot`` for more.
         dtype: element type of partials and y.
         operand: element type of x and weight: ``dtype``, or an 8-bit type with scales.
         world_size: number of ranks W, a power of two.
@@ -83,6 +88,7 @@ class Variant:
         split: two-shot: units per tile, 1 or W. With W every CTA sums a row block of each of its
             tiles; with 1 a rank sums every W-th tile.
         multimem: two-shot of several ranks: the switch sums and sends. `launch` refuses it.
+        product: False: nothing is multiplied, x [M, N] is this rank's partial: an all-reduce.
 
     Raises:
         ValueError: an attribute is outside what the kernels support.
@@ -95,6 +101,7 @@ class Variant:
     tile: Tile
     split: int = 1
     multimem: bool = False
+    product: bool = True
 
     def __post_init__(self) -> None:
         for name, valid in (
@@ -110,22 +117,35 @@ class Variant:
             raise ValueError(f"operand {self.operand} needs dtype {self.operand}")
         if self.world_size < 1 or self.world_size & (self.world_size - 1):
             raise ValueError(f"world_size must be a power of two, got {self.world_size}")
-        if self.split not in ({1} if self.algorithm == "one_shot" else {1, self.world_size}):
+        if self.algorithm == "direct" and self.world_size != 1:
+            raise ValueError(f"direct is for one rank, got world_size {self.world_size}")
+        if self.algorithm == "direct" and not self.product:
+            raise ValueError("direct does nothing but a product, got product False")
+        if self.split not in ({1, self.world_size} if self.algorithm == "two_shot" else {1}):
             raise ValueError(f"split must be 1, or world_size for two_shot, got {self.split}")
         if self.tile.block_m % self.split:
             raise ValueError(f"block_m {self.tile.block_m} does not split into {self.split}")
-        least = SMALL_TILE_AREA if self.algorithm == "one_shot" else LARGE_TILE_AREA
+        least = {"direct": 0, "one_shot": SMALL_TILE_AREA}.get(self.algorithm, LARGE_TILE_AREA)
         if self.tile.area < least:
             raise ValueError(f"a tile of {self.algorithm} must have {least} elements or more")
         if self.multimem and (self.algorithm != "two_shot" or self.world_size == 1):
             raise ValueError("multimem needs two_shot and 2 ranks or more")
-        # With more threads than pieces several would read a sum, and not all the same bits.
-        at_once = min(self.unit_rows, MULTIMEM_ROWS) * self.tile.block_n
-        if self.multimem and at_once < MULTIMEM_ELEMENTS * WARP * self.tile.num_warps:
+        if self.multimem and not self.fits_multimem:
             raise ValueError(
                 f"multimem needs {MULTIMEM_ELEMENTS} elements for each thread: "
-                f"{at_once} elements, {self.tile.num_warps} warps"
+                f"{self._multimem_area} elements, {self.tile.num_warps} warps"
             )
+
+    @property
+    def _multimem_area(self) -> int:
+        return min(self.unit_rows, MULTIMEM_ROWS) * self.tile.block_n
+
+    @property
+    def fits_multimem(self) -> bool:
+        """Whether there is a piece of a unit for each thread: with more threads than pieces
+        several would read a sum, and not all the same bits.
+        """
+        return self._multimem_area >= MULTIMEM_ELEMENTS * WARP * self.tile.num_warps
 
     @property
     def scaled(self) -> bool:
@@ -154,8 +174,9 @@ class Variant:
         types = self.dtype if self.operand == self.dtype else f"{self.operand}_{self.dtype}"
         split = "_split" if self.split > 1 else ""
         multimem = "_multimem" if self.multimem else ""
+        sum_only = "" if self.product else "_given"
         return (
-            f"{self.algorithm}_{types}_w{self.world_size}{split}{multimem}"
+            f"{self.algorithm}_{types}_w{self.world_size}{split}{multimem}{sum_only}"
             f"_{tile.block_m}x{tile.block_n}x{self.block_k}"
-            f"_stages{tile.num_stages}_warps{tile.num_warps}"
+            f"_stages{tile.num_stages}_warps{tile.num_warps}{'_bulk' if tile.bulk else ''}"
         )

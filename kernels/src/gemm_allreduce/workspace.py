@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import __version__
 from .bundle import CubinError
-from .dispatch import Choice, Shape, choose, token_steps
+from .dispatch import Choice, Shape, choose, rules, sum_only, table_digest, token_steps
 from .kernels import Kernels, Mode, choose_kernels
 from .launch import Grid, Operands, Ranks, plan_grid
 from .layout import (
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 TIME_LIMIT_S: Final = 30.0
 """How long a rank waits for a peer within one call, by default."""
 
-POLLS_PER_SECOND: Final = {"cuda": 5_000_000, "cpu": 5_000}
-"""Polls of one flag that a CTA makes in a second: about 0.2 us each on an H100, about 200 us in
+POLLS_PER_SECOND: Final = {"cuda": 2_300_000, "cpu": 400}
+"""Polls of flags that a CTA makes in a second: about 0.43 us each on an H100, about 2.5 ms in
 Triton's interpreter. A time limit becomes a count of polls, which every kind of rank can count."""
 
 _DTYPES: Final[dict[str, Dtype]] = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
@@ -96,7 +96,8 @@ class Workspace:
         dtype: of y and of the partial sums, torch.bfloat16 (default) or torch.float16.
         time_limit_s: how long a rank waits for a peer within one call; approximate.
         sm_margin: multiprocessors to leave to other kernels.
-        dispatch: chooses a kernel; must return the same on every rank.
+        dispatch: chooses a kernel; must return the same on every rank. Without one: the package's
+            table, and before it the one that GEMM_AR_DISPATCH names, compared between ranks.
         first_epoch: int32 the call counter starts at, for tests of its wrap-around.
         kernels: ``cubins`` that were compiled ahead of time, ``jit``, or ``auto``: cubins where
             some fit, otherwise, with one line in the log, compiled at run time; with the variable
@@ -133,7 +134,7 @@ class Workspace:
         self._dispatch = dispatch
         self._closed = False
         self._stream: int | None = None
-        self._plans: dict[tuple[int, int, int, torch.dtype], tuple[Choice, Grid]] = {}
+        self._plans: dict[tuple[int, int, int, torch.dtype, bool], tuple[Choice, Grid]] = {}
         problem: ValueError | CubinError | None = None
         try:
             self._configure(max_tokens, max_features, sm_margin)
@@ -149,6 +150,10 @@ class Workspace:
                 "max_features": max_features,
                 "dtype": str(self.dtype),
                 "architecture": "" if problem else self.arch,
+                # What dispatch may depend on must be the same on all ranks.
+                "multiprocessors": 0 if problem else self._all_processors,
+                # A table of the caller's cannot be compared: it is a function.
+                "dispatch table": "" if problem or dispatch is not choose else table_digest(),
                 "first_epoch": first_epoch,
                 "kernels": "" if problem else self.kernels.identity,
             }
@@ -170,11 +175,12 @@ class Workspace:
             processors = properties.multi_processor_count
             if not 0 <= sm_margin < processors:
                 raise ValueError(f"sm_margin must be from 0 to {processors - 1}, got {sm_margin}")
-            self._processors = processors - sm_margin
         else:
             self.arch = _INTERPRETED_ARCH
-            self._processors = _INTERPRETED_CTAS
+            processors, sm_margin = _INTERPRETED_CTAS, 0
+        self._all_processors, self._processors = processors, processors - sm_margin
         Shape(1, 8, 8, self.transport.world_size, self.arch)
+        rules()  # a file of rules that cannot be read is refused here, on all ranks
         self._spin_limit = min(int(self.time_limit_s * POLLS_PER_SECOND[device.type]), 2**31 - 1)
 
     def _find_kernels(self, mode: Mode) -> Kernels:
@@ -214,7 +220,9 @@ class Workspace:
         )
         self._codes = status.numpy()[:, 0]
         table = words[0, place].view(torch.int64)
-        self._ranks = Ranks(self.layout, table, status, self.transport.rank, self.transport.virtual)
+        scratch = words[0, self.layout.scratch // 4 : self.layout.partial_flags // 4]
+        rank, virtual = self.transport.rank, self.transport.virtual
+        self._ranks = Ranks(self.layout, table, status, scratch, rank, virtual)
         if cuda:
             torch.cuda.synchronize(self.transport.device)
         self.transport.gather(None)  # nobody may call before everybody is ready
@@ -240,6 +248,10 @@ class Workspace:
     def symmetric_bytes(self) -> int:
         """Symmetric memory that this workspace takes on every rank."""
         return self.layout.total_bytes
+
+    def shape(self, tokens: int, features: int, depth: int) -> Shape:
+        """Return what dispatch is asked for a call with x and weight of the workspace's dtype."""
+        return self._shape(tokens, features, depth, _OPERANDS[str(self.dtype)])
 
     def warmup(
         self,
@@ -352,27 +364,30 @@ class Workspace:
         if error is None:
             self.close()
 
-    # ------------------------------------------------------------------ for call.py
+    # ------------------------------------------------------------------ for call.py, reduce.py
 
-    def run(self, operands: Operands) -> None:
+    def run(self, operands: Operands, *, product: bool = True) -> None:
         """Launch one call of at most max_tokens rows; shapes were checked.
+
+        Without ``product`` x is [M, N], and only summed.
 
         Raises: RuntimeError, PeerTimeoutError as `gemm_allreduce`.
         """
         tokens, features = operands.y.shape[-2:]
         x = operands.x
-        choice, grid = self._planned(tokens, features, x.shape[-1], x.dtype)
+        choice, grid = self._planned(tokens, features, x.shape[-1], x.dtype, product)
         with self._current_device():
             self.kernels.launch(choice.variant, self._ranks, operands, grid, self._spin_limit)
 
     def _planned(
-        self, tokens: int, features: int, depth: int, dtype: torch.dtype
+        self, tokens: int, features: int, depth: int, dtype: torch.dtype, product: bool
     ) -> tuple[Choice, Grid]:
         """Return what a call launches; what the package's own table says is remembered."""
-        key = (tokens, features, depth, dtype)
+        key = (tokens, features, depth, dtype, product)
         if (known := self._plans.get(key)) is not None:
             return known
         choice = self._choose(self._shape(tokens, features, depth, _OPERANDS[str(dtype)]))
+        choice = choice if product else sum_only(choice)
         plan = choice, self.grid(choice, tokens, features)
         if self._dispatch is choose and len(self._plans) < _PLANS:
             self._plans[key] = plan
@@ -380,7 +395,15 @@ class Workspace:
 
     def _shape(self, tokens: int, features: int, depth: int, operand: Operand) -> Shape:
         dtype = _DTYPES[str(self.dtype)]
-        return Shape(tokens, features, depth, self.world_size, self.arch, dtype, operand)
+        processors = max(1, self._all_processors // self._sharing)
+        return Shape(
+            tokens, features, depth, self.world_size, self.arch, dtype, operand, processors
+        )
+
+    @property
+    def _sharing(self) -> int:
+        """Ranks on one GPU, as far as this process knows."""
+        return self.world_size if self.transport.virtual else 1
 
     def _choose(self, shape: Shape) -> Choice:
         choice = self._dispatch(shape)
@@ -414,10 +437,10 @@ class Workspace:
 
     def grid(self, choice: Choice, tokens: int, features: int) -> Grid:
         """Return the grid of one rank."""
-        share = self.world_size if self.transport.virtual else 1
+        share = self._sharing
         resident = max(1, self._processors * choice.ctas_per_sm // share)
         interpreted = self.transport.device.type != "cuda"
-        return plan_grid(choice, tokens, features, resident, in_order=interpreted)
+        return plan_grid(choice, tokens, features, resident, in_order=interpreted, sharing=share)
 
     def require_usable(self) -> None:
         """Raise unless a call can be made here and now; costs no synchronization.

@@ -87,10 +87,12 @@ class _Site:
     def _why_native(self, x: torch.Tensor) -> str:
         if self.armed is None:
             return "no workspace is attached"
+        depth = _local(self.module.weight).shape[-1]
         call = Call(
             tokens=x.shape[:-1].numel(),
             dtype=str(x.dtype),
-            local=not isinstance(x, DTensor),
+            # Some releases give every rank all columns, and split them in the native forward.
+            local=not isinstance(x, DTensor) and x.shape[-1] == depth,
             grad=torch.is_grad_enabled(),
             autocast=torch.is_autocast_enabled(x.device.type),
             # A compiled call cannot ask: on a closed workspace it raises.

@@ -1,0 +1,96 @@
+"""One rank of the sum alone, interpreted: python all_reduce_rank.py FOLDER RANK W. Prints JSON.
+
+Integers, so that sums are exact; and calls of the fused kernels between, as both share the epoch.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import torch
+import torch.distributed as dist
+
+from gemm_allreduce import Workspace, all_reduce, gemm_allreduce
+from gemm_allreduce.dispatch import Choice, Shape, choose, sum_only
+from gemm_allreduce.transports.shared import SharedMemoryTransport
+from gemm_allreduce.variants import Tile, Variant
+
+HALF = torch.float16
+MOST, FEATURES = 160, 136  # neither is a multiple of a tile
+
+
+def integers(seed: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-4, 5, shape, generator=generator).to(HALF)
+
+
+def summed(workspace: Workspace, rank: int, w: int, rows: tuple[int, ...], out: bool) -> list[str]:
+    """Call with some M; return what was wrong."""
+    wrong = []
+    for tokens in rows:
+        parts = [integers(100 * tokens + r, tokens, FEATURES) for r in range(w)]
+        want = torch.stack(parts).sum(0)
+        place = torch.full_like(want, float("nan")) if out else None
+        got = all_reduce(parts[rank], workspace, place)
+        if place is not None and got is not place:
+            wrong.append(f"M {tokens}: another tensor than out")
+        if not torch.equal(got, want):
+            wrong.append(f"M {tokens}: {int((got != want).sum())} elements")
+        if tokens == 17:  # a product between two sums
+            x, weight = integers(rank, 5, 16), integers(50 + rank, FEATURES, 16)
+            y = gemm_allreduce(x, weight, workspace)
+            both = [(integers(r, 5, 16), integers(50 + r, FEATURES, 16)) for r in range(w)]
+            if not torch.equal(y, sum((a.float() @ b.float().T for a, b in both)).to(HALF)):  # type: ignore[union-attr]
+                wrong.append("the product between")
+    workspace.check()
+    return wrong
+
+
+def main() -> None:
+    folder, rank, w = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    torch.set_grad_enabled(False)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=w)
+    print(json.dumps(found(rank, w)))
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def found(rank: int, w: int) -> dict[str, object]:
+    """Return what was wrong, and the names of the kernels that served."""
+    group = dist.group.WORLD
+    assert group is not None
+    answer: dict[str, object] = {}
+    tile = Tile(64, 128, 32, 1, 4)
+    unsplit = Choice(Variant("two_shot", "fp16", "fp16", w, tile), comm_ctas=1)
+    for name, dispatch, rows in (
+        ("table", choose, (0, 16, 17, 65, MOST + 3)),
+        ("communication CTAs", lambda _: unsplit, (17, MOST)),
+    ):
+        names: set[str] = set()
+
+        def chosen(shape: Shape, dispatch: object = dispatch, names: set[str] = names) -> Choice:
+            choice: Choice = dispatch(shape)  # type: ignore[operator]
+            names.add(sum_only(choice).variant.name)
+            return choice
+
+        workspace = Workspace(
+            SharedMemoryTransport(group),
+            max_tokens=MOST,
+            max_features=FEATURES,
+            dtype=HALF,
+            dispatch=chosen,
+        )
+        answer[name] = summed(workspace, rank, w, rows, name == "table")
+        answer[f"kernels of {name}"] = sorted(names)
+        answer[f"epochs of {name}"] = workspace.epochs()
+        workspace.close()
+    return answer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Tune the dispatch table on this GPU; write a table that GEMM_AR_DISPATCH can name.
+
+python -m smoke_tests.measure tune --ranks virtual --w 1,2,4,8 --out FILE.toml
+torchrun --nproc-per-node=2 -m smoke_tests.measure tune --ranks processes --out FILE.toml
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from gemm_allreduce import Workspace
+from gemm_allreduce.dispatch import Choice, Shape
+from gemm_allreduce.jit import JitKernels
+from smoke_tests.measure.bench import Bench
+from smoke_tests.measure.inputs import l2_bytes
+from smoke_tests.measure.models import models, shapes_of
+from smoke_tests.measure.plan import QUICK
+from smoke_tests.measure.table import Origin, Tuned, text_of
+from smoke_tests.measure.timing import timer_for
+from smoke_tests.measure.tuning import Chooser, Resources, TunedBench, tune
+
+TOKENS: Final = (16, 64, 256, 1024, 8192)
+"""Rules end at these M, and are timed there."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options. Raises: SystemExit 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m smoke_tests.measure tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ranks", choices=("virtual", "processes"), required=True)
+    w = "numbers of virtual ranks, as 1,8; processes: their number is torchrun's"
+    parser.add_argument("--w", type=_numbers, default=[], help=w)
+    tokens = f"values of M at which rules end; default {','.join(map(str, TOKENS))}"
+    parser.add_argument("--tokens", type=_numbers, default=list(TOKENS), help=tokens)
+    model = "whose layers are timed; may be repeated; default Qwen2.5-72B"
+    parser.add_argument("--model", action="append", choices=list(models()), help=model)
+    parser.add_argument("--transport", choices=("nvshmem", "symmetric"), default="nvshmem")
+    parser.add_argument("--out", type=Path, required=True, help="the table; must not exist")
+    given = parser.parse_args(arguments)
+    if given.ranks == "virtual":
+        given.w = given.w or [8]
+        if bad := [w for w in given.w if w not in (1, 2, 4, 8)]:
+            parser.error(f"--w: 1, 2, 4 and 8 virtual ranks can be had, not {bad}")
+    elif "RANK" not in os.environ:
+        parser.error("--ranks processes is started by torchrun")
+    if os.environ.get("RANK", "0") == "0" and given.out.exists():
+        parser.error(f"--out: {given.out} exists")
+    if not given.tokens or min(given.tokens) < 1:
+        parser.error("--tokens: every M is 1 or more")
+    given.tokens = sorted(set(given.tokens))
+    given.model = given.model or ["Qwen2.5-72B"]
+    return given
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def tune_ranks(
+    given: argparse.Namespace,
+    bench: Bench,
+    workspace: Workspace,
+    chooser: Chooser,
+    layers: Sequence[tuple[int, int]],
+    resources: Resources | None = None,
+) -> Tuned:
+    """Tune for the ranks of a bench, whose workspace asks the chooser. Collective.
+
+    Raises: StepError as `tune`.
+    """
+
+    def shape_of(m: int, n: int, k: int) -> Shape:
+        return workspace.shape(m, n, k)
+
+    def say(line: str) -> None:
+        if bench.rank == 0:
+            print(line, file=sys.stderr, flush=True)
+
+    device = workspace.device
+    picked = tune(
+        TunedBench(bench, chooser),
+        timer_for(device),
+        shape_of,
+        layers,
+        replace(QUICK, tokens=tuple(given.tokens)),
+        l2_bytes(device),
+        resources or _compiler(workspace, chooser),
+        say,
+    )
+    return Tuned(bench.world_size, shape_of(1, 8, 8).processors, picked)
+
+
+def _compiler(workspace: Workspace, chooser: Chooser) -> Resources:
+    def resources(choice: Choice, m: int, n: int, k: int) -> tuple[int, int] | None:
+        chooser.now = choice
+        try:
+            workspace.warmup([(n, k)], tokens=[m])
+        finally:
+            chooser.now = None
+        kernels = workspace.kernels
+        return kernels.resources(choice.variant) if isinstance(kernels, JitKernels) else None
+
+    return resources
+
+
+def run_virtual(given: argparse.Namespace) -> tuple[list[Tuned], list[tuple[int, int]]]:
+    """Tune virtual ranks on the current GPU; return what was picked, and the layers."""
+    from smoke_tests.measure.virtual import VirtualBench
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    tuned: list[Tuned] = []
+    seen: dict[tuple[int, int], None] = {}
+    for w in given.w:
+        layers = [(s.n, s.k) for s in shapes_of([models()[name] for name in given.model], 8)]
+        seen |= dict.fromkeys(layers)
+        chooser = Chooser()
+        most, widest = max(given.tokens), max(n for n, _ in layers)
+        bench = VirtualBench(w, device, most, widest, dispatch=chooser, kernels="jit")
+        print(f"W {w}", file=sys.stderr)
+        tuned.append(tune_ranks(given, bench, bench.workspace, chooser, layers))
+        bench.close()
+        torch.cuda.empty_cache()
+    return tuned, list(seen)
+
+
+def run_processes(given: argparse.Namespace) -> tuple[list[Tuned], list[tuple[int, int]]]:
+    """Tune the processes that torchrun started; return the same on every rank."""
+    from smoke_tests.measure import processes
+
+    w = int(os.environ["WORLD_SIZE"])
+    layers = [(s.n, s.k) for s in shapes_of([models()[name] for name in given.model], w)]
+    chooser = Chooser()
+    most, widest = max(given.tokens), max(n for n, _ in layers)
+    bench = processes.connect_fused(given.transport, most, widest, chooser)
+    tuned = tune_ranks(given, bench, bench.workspace, chooser, layers)
+    bench.close()
+    return [tuned], layers
+
+
+def write_table(given: argparse.Namespace, origin: Origin, tuned: Sequence[Tuned]) -> None:
+    """Write the table beside its place, then move it there. Raises: OSError, ValueError."""
+    text = text_of(origin, tuned)
+    beside = given.out.with_name(f".{given.out.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.rename(given.out)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; return the exit code: 0 the table is written, 1 it is not, 2 options, 3 no GPU."""
+    given = parse(arguments)
+    if not torch.cuda.is_available():
+        print(f"a GPU is needed; torch {torch.__version__} sees none", file=sys.stderr)
+        return 3
+    import triton
+
+    torch.set_grad_enabled(False)
+    if given.ranks == "processes":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        tuned, layers = (run_virtual if given.ranks == "virtual" else run_processes)(given)
+    except (RuntimeError, ValueError) as error:  # StepError too
+        print(f"nothing was written: {error}", file=sys.stderr)
+        return 1
+    if os.environ.get("RANK", "0") == "0":
+        write_table(given, origin_of(given, triton.__version__, layers), tuned)
+        print(f"GEMM_AR_DISPATCH={given.out.resolve()}", file=sys.stderr)
+    return 0
+
+
+def origin_of(given: argparse.Namespace, triton: str, layers: Sequence[tuple[int, int]]) -> Origin:
+    """Return what the head of the table says of this GPU."""
+    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
+    kind = "virtual" if given.ranks == "virtual" else f"processes over {given.transport}"
+    arch = f"sm_{properties.major}{properties.minor}"
+    today = datetime.now(UTC).date().isoformat()
+    processors = properties.multi_processor_count
+    return Origin(properties.name, arch, processors, triton, today, kind, layers)

@@ -1,0 +1,350 @@
+"""`invoke bench --tune`: candidates, what is picked, the table, and the flow without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(
+    any(not importlib.util.find_spec(name) for name in ("torch", "triton", "numpy")),
+    reason="needs torch, Triton and numpy",
+)
+M = (16, 64, 256, 1024, 8192)
+LAYERS = [(64, 16), (128, 16)]
+
+
+@pytest.fixture(autouse=True)
+def _kernels_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "src"))
+
+
+def shape(m: int, w: int = 8, arch: str = "sm_90", n: int = 8192, k: int = 1024) -> Any:
+    from gemm_allreduce.dispatch import Shape
+
+    return Shape(m, n, k, w, arch, processors=132)
+
+
+# ---------------------------------------------------------------------- candidates
+
+
+@pytest.mark.parametrize("w", [1, 2, 4, 8])
+@pytest.mark.parametrize("m", M)
+def test_candidates_hold_what_was_tuned_by_hand(m: int, w: int) -> None:
+    from gemm_allreduce.dispatch import choose
+    from smoke_tests.measure.candidates import candidates, label
+
+    found = candidates(shape(m, w))
+    assert choose(shape(m, w)) in found
+    assert 5 <= len(found) <= 150
+    assert len({label(choice) for choice in found}) == len(found)
+    assert found == candidates(shape(m, w))  # ranks make them each for itself
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
+def test_candidates_fit_by_estimate_and_can_be_rules(arch: str) -> None:
+    from gemm_allreduce.layout import HeapLayout
+    from gemm_allreduce.limits import limits
+    from smoke_tests.measure.candidates import candidates
+
+    for w in (1, 2, 8):
+        for m in (1, 16, 33, 300, 8192):
+            for choice in candidates(shape(m, w, arch)):
+                variant, tile = choice.variant, choice.variant.tile
+                assert (variant.algorithm == "direct") == (w == 1)
+                if variant.algorithm == "one_shot":
+                    assert max(m, tile.block_m) <= HeapLayout(w, 1, 1).small_tokens
+                assert not tile.bulk or arch in ("sm_90", "sm_100")
+                stages = tile.num_stages if arch in ("sm_90", "sm_100") else tile.num_stages - 1
+                stages -= tile.block_m < 64 and arch in ("sm_90", "sm_100")
+                shared = stages * 2 * tile.block_k * (tile.block_m + tile.block_n)
+                assert shared <= limits().shared_of_cta(arch, choice.ctas_per_sm)
+
+
+def test_what_was_compiled_must_fit_as_often_as_the_choice_says() -> None:
+    from dataclasses import replace
+
+    from gemm_allreduce.dispatch import Choice
+    from gemm_allreduce.variants import Tile, Variant
+    from smoke_tests.measure.candidates import misfit
+
+    tile = Tile(64, 128, 64, 4, 4)
+    choice = Choice(Variant("direct", "bf16", "bf16", 1, tile), ctas_per_sm=2)
+    assert misfit(choice, "sm_90", 255, 115712) is None
+    assert "115713 bytes of shared memory, at most 115712" in str(
+        misfit(choice, "sm_90", 9, 115713)
+    )
+    four = replace(choice, ctas_per_sm=4)
+    assert "129 registers a thread, at most 128" in str(misfit(four, "sm_90", 129, 0))
+    assert misfit(four, "sm_90", 128, 0) is None
+
+
+# ---------------------------------------------------------------------- picking, without a device
+
+
+class Ranks:
+    """Multiplies on the CPU; notes which kernel would have served."""
+
+    kind, rank, world_size = "virtual", 0, 8
+
+    def __init__(self, chooser: Any, wrong: Callable[[Any], bool]) -> None:
+        self.chooser, self.wrong, self.served = chooser, wrong, ""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def load(self, n: int, k: int, copies: int, tokens: Any) -> None:
+        import torch
+
+        self.weight = torch.ones(1, n, k, dtype=torch.bfloat16)
+
+    def ways(self, m: int) -> list[Any]:
+        import torch
+
+        from smoke_tests.measure.bench import FUSED, Way
+        from smoke_tests.measure.candidates import label
+
+        n, k = self.weight.shape[1:]
+        self.x = torch.ones(1, m, k, dtype=torch.bfloat16)
+        y = self.x[0] @ self.weight[0].T
+
+        def fused(_: int) -> Any:
+            choice = self.chooser(shape(m, n=n, k=k))
+            self.served = label(choice)
+            return y + 1 if self.wrong(choice) else y
+
+        return [Way(FUSED, fused), Way("serial", lambda _: y)]
+
+    def reference(self, rows: Any) -> Any:
+        import torch
+
+        from smoke_tests.reference import bound
+
+        return bound(self.x[:, list(rows)], self.weight, torch.bfloat16)
+
+    def align(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class Clock:
+    """A timer for which a kernel takes what a function of its name says, microseconds."""
+
+    def __init__(self, ranks: Ranks, time_of: Callable[[str], float]) -> None:
+        self._ranks, self._time_of = ranks, time_of
+
+    def record(self, body: Any) -> Any:
+        body()
+        return self._ranks.served
+
+    def time(self, replay: Any, before: Any) -> Any:
+        return lambda: self._time_of(replay)
+
+    def synchronize(self) -> None: ...
+
+    def forget(self) -> None: ...
+
+
+def run(
+    time_of: Callable[[str], float],
+    *,
+    tokens: tuple[int, ...] = (16, 64),
+    wrong: Callable[[Any], bool] = lambda _: False,
+    resources: Callable[[Any, int, int, int], Any] = lambda *_: (100, 1000),
+) -> list[Any]:
+    from smoke_tests.measure.plan import Effort
+    from smoke_tests.measure.tuning import Chooser, TunedBench, tune
+
+    chooser = Chooser()
+    ranks: Any = Ranks(chooser, wrong)
+    return tune(
+        TunedBench(ranks, chooser),
+        Clock(ranks, time_of),
+        lambda m, n, k: shape(m, n=n, k=k),
+        LAYERS,
+        Effort(tokens, 0.001, 2, 2, 2),
+        0,
+        resources,
+        lambda _: None,
+    )
+
+
+FAST = "two_shot_bf16_w8_split_16x256x64_stages6_warps4, comm_ctas 0, per SM 1"
+
+
+def test_the_fastest_candidate_is_picked_and_others_are_told_why_not() -> None:
+    from gemm_allreduce.dispatch import choose
+    from smoke_tests.measure.candidates import candidates, label
+
+    assert FAST in {label(c) for c in candidates(shape(16))}
+    (picked,) = run(lambda name: 50.0 if name == FAST else 100.0, tokens=(16,))
+    assert label(picked.choice) == FAST
+    assert picked.ratio == 2.0
+    assert picked.timed == len(candidates(shape(16)))
+    assert not picked.refused
+    # A little faster is no reason to change.
+    (kept,) = run(lambda name: 98.5 if name == FAST else 100.0, tokens=(16,))
+    assert kept.choice == choose(shape(16))
+    assert kept.ratio == 1.0
+
+
+def test_what_is_wrong_cannot_be_made_or_does_not_fit_is_never_picked() -> None:
+    from smoke_tests.measure.candidates import label
+
+    def time_of(name: str) -> float:
+        return 50.0 if name == FAST else 100.0
+
+    (picked,) = run(time_of, tokens=(16,), wrong=lambda c: label(c) == FAST)
+    assert label(picked.choice) != FAST
+    assert "error is" in picked.refused[FAST]
+
+    def broken(choice: Any, *_: int) -> tuple[int, int]:
+        if label(choice) == FAST:
+            raise RuntimeError("ptxas failed")
+        return 100, 1000
+
+    (picked,) = run(time_of, tokens=(16,), resources=broken)
+    assert "rank 0: RuntimeError: ptxas failed" in picked.refused[FAST]
+    (picked,) = run(
+        time_of, tokens=(16,), resources=lambda c, *_: (256 if label(c) == FAST else 100, 1000)
+    )
+    assert picked.refused == {FAST: "256 registers a thread, at most 255 for 1 a multiprocessor"}
+    assert label(picked.choice) != FAST
+
+
+def test_a_run_whose_incumbent_is_wrong_ends() -> None:
+    from smoke_tests.measure.bench import StepError
+
+    with pytest.raises(StepError, match="M 16 N 64 K 16, the table in force: fused: rank 0: Asser"):
+        run(lambda _: 1.0, tokens=(16,), wrong=lambda _: True)
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def _origin() -> Any:
+    from smoke_tests.measure.table import Origin
+
+    return Origin(
+        "NVIDIA H20", "sm_90", 78, "3.6.0", "2026-01-02", "processes over nvshmem", LAYERS
+    )
+
+
+def test_the_table_is_read_back_and_serves_what_was_picked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gemm_allreduce import dispatch
+    from smoke_tests.measure.table import Tuned, text_of
+
+    def time_of(name: str) -> float:
+        fast = ("_split_", "128x128x64", "per SM 2")
+        plain = "_bulk" not in name and all(part in name for part in fast)
+        return 50.0 if plain else 100.0
+
+    picked = run(time_of, tokens=(16, 256, 1024))
+    text = text_of(_origin(), [Tuned(8, 78, picked)])
+    assert "# GPU         NVIDIA H20, sm_90, 78 multiprocessors\n# Triton      3.6.0\n" in text
+    assert "# date        2026-01-02" in text
+    assert "# against the table before: M 256: x" in text
+    assert text.count("[[rule]]") == 2  # M 256 and 1024 have one choice
+    file = tmp_path / "table.toml"
+    file.write_text(text)
+    monkeypatch.setenv(dispatch.TABLE_VARIABLE, str(file))
+    dispatch.rules.cache_clear()
+    try:
+        for one, ms in ((picked[0], (1, 16)), (picked[1], (17, 256, 1024, 8192))):
+            for m in ms:
+                own = dispatch.Shape(m, 8192, 1024, 8, "sm_90", processors=78)
+                assert dispatch.choose_from(dispatch.rules(), own) == one.choice
+                other = dispatch.Shape(m, 8192, 1024, 8, "sm_90", processors=132)
+                own_table = dispatch.choose_from(dispatch.package_rules(), other)
+                assert dispatch.choose_from(dispatch.rules(), other) == own_table
+    finally:
+        monkeypatch.undo()
+        dispatch.rules.cache_clear()
+
+
+def test_a_last_rule_for_few_rows_ends_there() -> None:
+    from smoke_tests.measure.table import Tuned, rules_of, text_of
+
+    picked = run(lambda name: 50.0 if name.startswith("one_shot") else 100.0, tokens=(16,))
+    (rule,) = rules_of(text_of(_origin(), [Tuned(8, 78, picked)]))
+    assert (rule.algorithm, rule.max_tokens) == ("one_shot", 16)
+
+
+# ---------------------------------------------------------------------- ranks, and the verb
+
+
+def test_ranks_tune_together_and_write_one_table(tmp_path: Path) -> None:
+    """Two processes, real kernels in Triton's interpreter, a host's clock."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "kernels" / "src"), str(ROOT))),
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    script = str(ROOT / "tests" / "measure_rank.py")
+    started = [
+        subprocess.Popen(
+            [sys.executable, script, str(tmp_path), str(rank), "2", "tune"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=240) for process in started]
+    assert [p.returncode for p in started] == [0, 0], said[0][1][-2000:]
+    found = [json.loads(out.splitlines()[-1]) for out, _ in said]
+    assert found[0] == found[1]
+    from smoke_tests.measure.table import rules_of
+
+    (rule,) = rules_of(found[0]["text"])
+    assert (rule.min_processors, rule.max_processors, rule.world_sizes) == (4, 4, (2,))
+    assert found[0]["timed"] == 3  # two candidates and the incumbent
+    assert "rank 1: AssertionError" in "".join(found[0]["refused"])
+
+
+def test_without_a_gpu_the_verb_says_so(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    from tdstack.bench_tune import tune
+    from tdstack.errors import HostError, UsageError
+
+    with pytest.raises(HostError, match="tuning needs a GPU") as caught:
+        tune(ROOT, out=str(tmp_path / "new"))
+    assert int(caught.value.code) == 3
+    (tmp_path / "old").write_text("")
+    with pytest.raises(UsageError, match="new file"):
+        tune(ROOT, out=str(tmp_path / "old"))
+    command = [sys.executable, "-m", "smoke_tests.measure", "tune", "--ranks", "virtual"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "new")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 3, done.stderr
+    assert "a GPU is needed" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_verb_tunes_a_process_per_gpu_or_virtual_ranks(tmp_path: Path) -> None:
+    from tdstack.bench_tune import tune_command
+
+    file = tmp_path / "x"
+    one = " ".join(tune_command(1, file)[1:])
+    assert one == f"-m smoke_tests.measure tune --ranks virtual --w 1,2,4,8 --out {file}"
+    six = " ".join(tune_command(6, file)[1:])
+    assert six == (
+        "-m torch.distributed.run --standalone --nproc-per-node=4 -m smoke_tests.measure tune "
+        f"--ranks processes --out {file}"
+    )
