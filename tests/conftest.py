@@ -39,6 +39,21 @@ ROOT = Path(__file__).resolve().parent.parent
 ZIP_TIME = (2024, 1, 1, 0, 0, 0)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option, unless kernels/tests, which also run alone, were there first."""
+    with contextlib.suppress(ValueError):
+        parser.addoption("--by-hand", action="store_true", help="also run what takes minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes."""
+    if config.getoption("--by-hand", default=False):
+        return
+    for item in items:
+        if item.get_closest_marker("by_hand"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: --by-hand runs it"))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """Return the checkout's root."""

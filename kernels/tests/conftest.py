@@ -1,5 +1,6 @@
 """Tests run against the sources beside them, installed or not, and import each other's helpers."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -21,7 +22,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--by-hand", action="store_true", help="also run what takes minutes")
+    # In a checkout tests/ add it, too.
+    with contextlib.suppress(ValueError):
+        parser.addoption("--by-hand", action="store_true", help="also run what takes minutes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
