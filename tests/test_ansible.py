@@ -82,7 +82,7 @@ def site(
     (source / TABLE).write_text(FEW_KERNELS)
     commit(source, "few kernels")
     names = ["gpu01", "gpu02"]
-    fill_stores(shared, [LOCAL, *names])
+    fill_stores(shared, [LOCAL, "common"])
     with (
         ssh_hosts(folder / "hosts", names, shared) as hosts,
         buildah_host(folder) as image,
@@ -112,7 +112,8 @@ def site(
             "tdstack_wheelhouse_archive": str(wheels_of(folder)),
             "tdstack_environment": {
                 **node_path(),
-                "TDSTACK_CACHE": "/run/shared/{{ inventory_hostname }}",
+                # One for both, as on a cluster: they install at once, into the same path.
+                "TDSTACK_CACHE": "/run/shared/common",
             },
             "tdstack_install_packages": False,
             "tdstack_free_bytes": 1_000_000_000,
@@ -205,7 +206,9 @@ def test_a_roll_out_and_the_way_back(site: Site, plain_registry: RunningRegistry
     assert (site.root.parent / "etc/cluster.env").read_text() == cluster_then
     assert {host for host, n in back.count("changed").items() if n} == {LOCAL}
 
-    gone = fleet.play("uninstall.yml")
+    # Both images, though the record names one of them no more.
+    gone = fleet.play("uninstall.yml", tdstack_uninstall_images=True)
     assert gone.code == 0, gone.out
+    assert site.image.names() == set(), gone.out
     assert not site.root.exists()
     assert "tdstack" not in site.hosts[0].run("ls", "/opt", "/etc", "/etc/ansible/facts.d")

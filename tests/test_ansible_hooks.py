@@ -63,12 +63,14 @@ def test_slurm_drains_waits_and_gives_back_only_what_the_role_drained(
     assert resumed.code == 0, resumed.out
     slurm.until(lambda: slurm.node("node1")[0] == "idle", 30, "the node is back")
 
-    # Somebody else's stays theirs, whatever the role does.
-    slurm.run("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=fan")
-    for hook in ("drain_slurm", "undrain_slurm"):
-        done = run(fleet, hook)
-        assert (done.code, done.count("changed")) == (0, {"gpu01": 0}), done.out
-    assert slurm.node("node1") == ("drained", "fan")
+    # Somebody else's stays theirs, whatever the role does, and so does the health check's.
+    for reason in ("fan", "tdstack: 1 GPU has fallen off the bus"):
+        slurm.run("scontrol", "update", "NodeName=node1", "State=DRAIN", f"Reason={reason}")
+        for hook in ("drain_slurm", "undrain_slurm"):
+            done = run(fleet, hook)
+            assert (done.code, done.count("changed")) == (0, {"gpu01": 0}), done.out
+        assert slurm.node("node1") == ("drained", reason)
+        slurm.run("scontrol", "update", "NodeName=node1", "State=RESUME")
 
     unknown = run(fleet, "drain_slurm", tdstack_slurm_node="node9")
     assert unknown.code != 0

@@ -6,10 +6,8 @@ import ctypes
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from tdstack.prefix.contents import Contents
 from tdstack.prefix.environment import run_time
 from tdstack.prefix.place import Prefix, sync_folder
 from tdstack.prefix.record import PLACE, Record, read_record
+from tdstack.prefix.scratch import scratch
 from tdstack.prefix.shells import activate_version
 from tdstack.prefix.tree import Written, size_of, write_tree
 from tdstack.space import check_room
@@ -99,8 +98,8 @@ class _Making:
             done = write_tree(early, self._folder, donors)
             if plan.stack.cpython:
                 self._own_python()
-        with self._watch.step("compile"), self._scratch() as scratch:
-            own = self._compile(scratch)
+        with self._watch.step("compile"), scratch(self._workspace.store, self._prefix.root) as work:
+            own = self._compile(work)
         known = {entry.path: entry for entry in early}
         late = arrange([*early, *contents.kernels(own)])
         done += write_tree([e for e in late if e.path not in known], self._folder, {})
@@ -111,16 +110,6 @@ class _Making:
             _sync_disk(self._folder)
             publish(self._folder, self._final, self._prefix.trash)
         return done, self._watch.seconds
-
-    @contextmanager
-    def _scratch(self) -> Iterator[Path]:
-        """Give a folder beside the store's files, after removing what killed installs left."""
-        place = hashlib.sha256(str(self._prefix.root).encode()).hexdigest()[:12]
-        work = self._workspace.store.work()
-        for left in work.glob(f"prefix-{place}-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=f"prefix-{place}-", dir=work) as scratch:
-            yield Path(scratch)
 
     def _donors(self) -> dict[Path, list[Path]]:
         wheels = {f.sha256: self._workspace.store.path(f) for f in self._plan.files}
@@ -152,7 +141,7 @@ class _Making:
         python = self._plan.stack.python
         (self._folder / "pyvenv.cfg").write_text(venv_config(python, f"{version}/python/bin"))
 
-    def _compile(self, scratch: Path) -> tuple[LockedFile, LockedFile]:
+    def _compile(self, folder: Path) -> tuple[LockedFile, LockedFile]:
         """Compile with the very Triton and ptxas of the version, as in an image."""
         plan, workspace = self._plan, self._workspace
         site = self._folder / plan.site.removeprefix(f"{PREFIX}/")
@@ -164,8 +153,8 @@ class _Making:
             forked=plan.stack.flavour == "distributed",
         )
         self._say(f"compiling {sum(plan.cubins.values())} cubins: {', '.join(plan.cubins)}")
-        wheel, job = compile_job(workspace, plan.stack, scratch)
-        run_compiler(compiler, job, scratch, lambda line: self._say(f"  {line}"))
+        wheel, job = compile_job(workspace, plan.stack, folder)
+        run_compiler(compiler, job, folder, lambda line: self._say(f"  {line}"))
         manifest = json.loads((job.out / MANIFEST).read_text())
         check_manifest(manifest, plan.stack, plan.cubins, str(self._folder))
         findings = check_bundle(compiler, job)["findings"]
@@ -175,7 +164,7 @@ class _Making:
                 where=str(self._folder),
                 got="; ".join(str(f["what"]) for f in findings[:5]),
             )
-        cubins = cubins_wheel(job.out, plan.stack.cuda, workspace.root, scratch, workspace.store)
+        cubins = cubins_wheel(job.out, plan.stack.cuda, workspace.root, folder, workspace.store)
         return wheel, cubins
 
     def _describe(self, entries: list[Entry]) -> None:

@@ -81,7 +81,8 @@ def find_environment(prefix: Path) -> Environment:
 
     Raises: NoEnvironmentError saying what is missing.
     """
-    prefix = Path(os.path.abspath(prefix))
+    # Through a link, what its files link to would seem to lie outside.
+    prefix = Path(os.path.realpath(prefix))
     python = prefix / "bin" / "python"
     if not python.exists() and not (python := prefix / "bin" / "python3").exists():
         raise NoEnvironmentError(f"{prefix} has no bin/python")
