@@ -66,7 +66,7 @@ def test_the_limit_is_five_percent_of_each_ratio(tmp_path: Path) -> None:
         copy = changed(
             VIRTUAL,
             tmp_path / str(share),
-            slower(share, w=8, m=16, k=1024, baseline="cublas+sum kernel"),
+            slower(share, w=8, m=16, k=1024, baseline="cublas+own all-reduce"),
         )
         found = compare(read(VIRTUAL), read(copy))
         assert len(found.worse) == worse

@@ -163,6 +163,8 @@ def _width(variant: Variant, accesses: Accesses) -> Iterator[Problem]:
         yield "width", what, "some", f"none ({accesses})"
     # The multimem form adds it to a few rows at a time; a branch keeps those loads apart.
     biases = -(-variant.unit_rows // MULTIMEM_ROWS) if variant.multimem else 1
+    if variant.algorithm == "direct" and variant.tile.bulk:
+        biases = 2  # stored as the product lies in registers, where a thread's columns lie apart
     for what, most, got in (
         ("asynchronous copies below 16 bytes", 0, accesses.narrow("copy", WIDE)),
         ("stores below 16 bytes", expected.words, accesses.narrow("store", WIDE)),
