@@ -47,7 +47,7 @@ _SUM_AREA = tl.constexpr(SUM_AREA)
 
 @triton.jit
 def _send(
-    acc,
+    partial,
     heap_table,
     rank,
     epoch,
@@ -91,12 +91,12 @@ def _send(
         flags = in_heaps(heap_table, tl.arange(0, W), partial_flags, tl.int32) + (tile * W + rank)
     if BN > 128:  # in halves: the whole would take shared memory that the pipeline needs
         HALF: tl.constexpr = BN // 2
-        left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, HALF)), (0, 2, 1)))
+        left, right = tl.split(tl.permute(tl.reshape(partial, (BM, 2, HALF)), (0, 2, 1)))
         columns = tl.arange(0, HALF)[None, :]
-        tl.store(places + columns, left.to(dtype), mask=row_mask)
-        tl.store(places + (HALF + columns), right.to(dtype), mask=row_mask)
+        tl.store(places + columns, left, mask=row_mask)
+        tl.store(places + (HALF + columns), right, mask=row_mask)
     else:
-        tl.store(places + tl.arange(0, BN)[None, :], acc.to(dtype), mask=row_mask)
+        tl.store(places + tl.arange(0, BN)[None, :], partial, mask=row_mask)
     publish(flags, epoch, 1 if SPLIT == 1 else W)
 
 
@@ -302,9 +302,11 @@ def gemm_allreduce_two_shot(
                     acc = given_tile(x_ptr, M, N, first_row, block_m, block_n, BM, BN)
                 # A rank that gave up sends nothing: its peers may not have read what it would
                 # overwrite. Asked only here, the answer has come while the tile was computed.
+                # Outside of the branch: for sm_100 Triton 3.6 fails at a product that two branches hold.
+                partial = acc.to(dtype)
                 if broken == 0:
                     _send(
-                        acc,
+                        partial,
                         heap_table,
                         rank,
                         epoch,
@@ -397,7 +399,7 @@ def gemm_allreduce_two_shot(
             else:
                 acc = given_tile(x_ptr, M, N, first_row, block_m, block_n, BM, BN)
             _send(
-                acc,
+                acc.to(dtype),
                 heap_table,
                 rank,
                 epoch,
