@@ -19,6 +19,7 @@ import pytest
 
 from tdstack.compiler.host import HOST_BASE
 from tdstack.lock.io import load_lock
+from tdstack.lock.model import LockedFile
 from tdstack.stack import BaseFacts, Request, make_stack
 from tdstack.workspace import Workspace
 from tests.checkouts import TABLE, copy_checkout
@@ -161,13 +162,18 @@ def a_site() -> Iterator[Site]:
         shutil.rmtree(root)
 
 
-def fill(site: Site, torch: str) -> None:
-    """Give the user's store what an install with this torch needs."""
+def needed(torch: str) -> list[LockedFile]:
+    """Return the files of an install with this torch."""
     lock = load_lock(ROOT)[0]
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     facts = BaseFacts(sys.executable, "2.36")
     request = Request("12.4", "stock", torch, python=python, base=HOST_BASE, base_facts=facts)
-    files = [p.file for p in make_stack(lock, request).all_packages() if p.file]
+    return [p.file for p in make_stack(lock, request).all_packages() if p.file]
+
+
+def fill(site: Site, torch: str) -> None:
+    """Give the user's store what an install with this torch needs."""
+    files = needed(torch)
     here = Workspace.here()
     here.fetch(files)
     blobs = owned_folder(owned_folder(site.folder / "cache") / "blobs")
