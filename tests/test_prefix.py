@@ -158,7 +158,8 @@ def test_a_killed_upgrade_leaves_the_old_version_whole_and_in_use(
     assert killed >= KILLS - 3
     # The next run clears what they left, and goes on.
     report = site.install(prefix, checkout=site.second)
-    assert (report["made"], report["previous"]) == (True, first)
+    # A late kill may have left the whole new version, not yet in use: then only that is done.
+    assert (report["changed"], report["previous"]) == (True, first)
     assert report["linked"] > 100 * report["written"]
     verified(site, prefix)
     packages = [v / "lib" for v in (prefix / "versions" / first, prefix / "current")]
