@@ -160,7 +160,7 @@ def test_a_killed_upgrade_leaves_the_old_version_whole_and_in_use(
     report = site.install(prefix, checkout=site.second)
     # A late kill may have left the whole new version, not yet in use: then only that is done.
     assert (report["changed"], report["previous"]) == (True, first)
-    assert report["linked"] > 100 * report["written"]
+    assert not report["made"] or report["linked"] > 100 * report["written"]
     verified(site, prefix)
     packages = [v / "lib" for v in (prefix / "versions" / first, prefix / "current")]
     for name in ("numpy/version.py", "numpy/__pycache__/version.cpython-*.pyc"):
