@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -25,6 +24,7 @@ from smoke_tests.measure.estimate import estimates
 from smoke_tests.measure.inputs import DTYPE, free_bytes, l2_bytes
 from smoke_tests.measure.limits import Limits, least_us, measure_device
 from smoke_tests.measure.models import Model, Shape, models, shapes_of
+from smoke_tests.measure.options import check_ranks, numbers, ranks_parser
 from smoke_tests.measure.plan import FULL, QUICK, Effort, copies_of, memory_bytes
 from smoke_tests.measure.rows import TIER_OF, Place, line_of, of_case, of_estimate, of_limits
 from smoke_tests.measure.timing import timer_for
@@ -37,42 +37,21 @@ Write = Callable[[Record], None]
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options. Raises: SystemExit 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m smoke_tests.measure",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--ranks", choices=("virtual", "processes"), required=True)
-    w = "numbers of virtual ranks, as 1,8; processes: their number is torchrun's"
-    parser.add_argument("--w", type=_numbers, default=[], help=w)
+    parser = ranks_parser("python -m smoke_tests.measure", __doc__, "records")
     parser.add_argument("--quick", action="store_true", help="fewer M, fewer rounds")
     tokens = "values of M, as 1,16,512; default: powers of 2 up to 8192, or five with --quick"
-    parser.add_argument("--tokens", type=_numbers, help=tokens)
+    parser.add_argument("--tokens", type=numbers, help=tokens)
     model = "which layers; may be repeated; default Qwen2.5-72B, processes without --quick: all"
     parser.add_argument("--model", action="append", choices=list(models()), help=model)
     split = (
         f"ranks that K is split over; default: {VIRTUAL_SPLIT} for virtual ranks, else their number"
     )
     parser.add_argument("--split", type=int, default=0, help=split)
-    parser.add_argument("--transport", choices=("nvshmem", "symmetric"), default="nvshmem")
     parser.add_argument("--label", default=platform.node(), help="the host's name in the record")
     parser.add_argument("--place", default="host", help="host, or image REF")
-    parser.add_argument("--out", type=Path, required=True, help="records; must not exist")
     given = parser.parse_args(arguments)
-    if given.ranks == "virtual":
-        given.w = given.w or [8]
-        if bad := [w for w in given.w if w not in (1, 2, 4, 8)]:
-            parser.error(f"--w: 1, 2, 4 and 8 virtual ranks can be had, not {bad}")
-    elif "RANK" not in os.environ:
-        parser.error("--ranks processes is started by torchrun")
-    # Rank 0 writes: another may come here after it has begun.
-    if os.environ.get("RANK", "0") == "0" and given.out.exists():
-        parser.error(f"--out: {given.out} exists")
+    check_ranks(parser, given)
     return given
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 def effort_of(given: argparse.Namespace) -> Effort:

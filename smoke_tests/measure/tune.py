@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -23,6 +22,7 @@ from gemm_allreduce.jit import JitKernels
 from smoke_tests.measure.bench import Bench
 from smoke_tests.measure.inputs import l2_bytes
 from smoke_tests.measure.models import models, shapes_of
+from smoke_tests.measure.options import check_ranks, numbers, ranks_parser
 from smoke_tests.measure.plan import QUICK
 from smoke_tests.measure.table import Origin, Tuned, text_of
 from smoke_tests.measure.timing import timer_for
@@ -34,38 +34,18 @@ TOKENS: Final = (16, 64, 256, 1024, 8192)
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options. Raises: SystemExit 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m smoke_tests.measure tune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--ranks", choices=("virtual", "processes"), required=True)
-    w = "numbers of virtual ranks, as 1,8; processes: their number is torchrun's"
-    parser.add_argument("--w", type=_numbers, default=[], help=w)
+    parser = ranks_parser("python -m smoke_tests.measure tune", __doc__, "the table")
     tokens = f"values of M at which rules end; default {','.join(map(str, TOKENS))}"
-    parser.add_argument("--tokens", type=_numbers, default=list(TOKENS), help=tokens)
+    parser.add_argument("--tokens", type=numbers, default=list(TOKENS), help=tokens)
     model = "whose layers are timed; may be repeated; default Qwen2.5-72B"
     parser.add_argument("--model", action="append", choices=list(models()), help=model)
-    parser.add_argument("--transport", choices=("nvshmem", "symmetric"), default="nvshmem")
-    parser.add_argument("--out", type=Path, required=True, help="the table; must not exist")
     given = parser.parse_args(arguments)
-    if given.ranks == "virtual":
-        given.w = given.w or [8]
-        if bad := [w for w in given.w if w not in (1, 2, 4, 8)]:
-            parser.error(f"--w: 1, 2, 4 and 8 virtual ranks can be had, not {bad}")
-    elif "RANK" not in os.environ:
-        parser.error("--ranks processes is started by torchrun")
-    if os.environ.get("RANK", "0") == "0" and given.out.exists():
-        parser.error(f"--out: {given.out} exists")
+    check_ranks(parser, given)
     if not given.tokens or min(given.tokens) < 1:
         parser.error("--tokens: every M is 1 or more")
     given.tokens = sorted(set(given.tokens))
     given.model = given.model or ["Qwen2.5-72B"]
     return given
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 def tune_ranks(
