@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from tdstack import __version__
 from tdstack.errors import HostError, UsageError
-from tdstack.registry.reference import parse_reference
+from tdstack.registry.reference import is_pinned
 
 if TYPE_CHECKING:
     from tdstack.plan import Plan
@@ -73,7 +73,7 @@ class Cluster:
             form = _FORMS.get(field.name, _PLAIN)
             if _PLAIN.fullmatch(value) is None or form.fullmatch(value) is None:
                 raise _bad(_key(field.name), f"a value of the form {form.pattern}", value)
-        if not _is_pinned(self.image):
+        if not is_pinned(self.image):
             raise _bad(_key("image"), "HOST[:PORT]/PATH@sha256:HEX, without a tag", self.image)
 
     @property
@@ -183,14 +183,6 @@ def write(path: Path, cluster: Cluster) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _is_pinned(image: str) -> bool:
-    try:
-        reference = parse_reference(image)
-    except UsageError:
-        return False
-    return bool(reference.digest) and not reference.tag
 
 
 def _key(name: str) -> str:

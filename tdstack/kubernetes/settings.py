@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tdstack.errors import UsageError
-from tdstack.registry.reference import parse_reference
+from tdstack.registry.reference import is_pinned
 
 # A DNS label that is short enough to be the start of another, and that YAML takes for a text.
 _NAME: Final = r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[a-z]([-a-z0-9]{0,40}[a-z0-9])?"
@@ -100,7 +100,7 @@ class Options:
                 counted = name == "gpu_nodes" or pair.partition("=")[2].isdigit()
                 if _LABEL.fullmatch(pair) is None or not counted:
                     raise bad_option(name, "NAME=VALUE; of a resource NAME=COUNT", pair)
-        if self.server_image and not _is_pinned(self.server_image):
+        if self.server_image and not is_pinned(self.server_image):
             raise bad_option("server_image", "HOST[:PORT]/PATH@sha256:HEX", self.server_image)
 
 
@@ -112,11 +112,3 @@ def bad_option(option: str, expected: str, got: str) -> UsageError:
         expected=expected,
         got=got or "none",
     )
-
-
-def _is_pinned(image: str) -> bool:
-    try:
-        reference = parse_reference(image)
-    except UsageError:
-        return False
-    return bool(reference.digest) and not reference.tag

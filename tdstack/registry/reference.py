@@ -110,6 +110,15 @@ def parse_reference(text: str) -> Reference:
     return Reference(Repository(host, path), tag, digest)
 
 
+def is_pinned(text: str) -> bool:
+    """Return whether a text names an image by its digest, and by nothing else."""
+    try:
+        reference = parse_reference(text)
+    except UsageError:
+        return False
+    return bool(reference.digest) and not reference.tag
+
+
 def _split(text: str) -> tuple[str, str]:
     if "://" in text:
         raise _bad(
