@@ -12,7 +12,7 @@ from tdstack.assemble.bundle import MANIFEST, read_bundle
 from tdstack.assemble.compiler import check_manifest, ptxas_of
 from tdstack.assemble.cubins import cubins_wheel
 from tdstack.compiler.environment import Compiler, compiler_of, make_environment
-from tdstack.compiler.host import Host, compiler_stack
+from tdstack.compiler.host import Host, compiler_stack, refuse_wheel_of_stock
 from tdstack.compiler.job import compile_job
 from tdstack.compiler.publish import check_target, publish_bundle, publish_file
 from tdstack.compiler.report import CompileReport, require_checked, show
@@ -97,12 +97,7 @@ def compile_verb(
 
 
 def _stack(workspace: Workspace, host: Host, request: Request, source: ForkSource) -> Stack:
-    if source.wheel and request.triton == "stock":
-        raise UsageError(
-            "the stock release is not what the wheel is",
-            where="--triton stock --wheel",
-            remedy="leave one of them out",
-        )
+    refuse_wheel_of_stock(request, source)
     lock = load_lock(workspace.root)[0]
     return compiler_stack(lock, host, request, lambda: workspace.fork(source, host.python))
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tdstack.errors import HostError
+from tdstack.errors import HostError, UsageError
 from tdstack.fork.fit import runs_on
-from tdstack.fork.model import ForkWheel
+from tdstack.fork.model import ForkSource, ForkWheel
 from tdstack.lock.model import Lock, Platform
 from tdstack.process import json_report, last_words, run
 from tdstack.stack import BaseFacts, Request, Stack, make_stack
@@ -195,3 +195,13 @@ def _require_closure(lock: Lock, host: Host, request: Request, purpose: Purpose)
         expected=", ".join(sorted(f"Python {p} on {platform}" for p, platform in fitting)),
         remedy=f"{purpose.verb} on a host that has one of these; or {purpose.elsewhere}",
     )
+
+
+def refuse_wheel_of_stock(request: Request, source: ForkSource) -> None:
+    """Refuse a Triton-distributed wheel for the stock flavour. Raises: UsageError."""
+    if source.wheel and request.triton == "stock":
+        raise UsageError(
+            "the stock release is not what the wheel is",
+            where="--triton stock --wheel",
+            remedy="leave one of them out",
+        )

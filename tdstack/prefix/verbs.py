@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tdstack.compiler.host import Host, Purpose, host_stack
+from tdstack.compiler.host import Host, Purpose, host_stack, refuse_wheel_of_stock
 from tdstack.console import emit_json, megabytes, say, table, warn
-from tdstack.errors import HostError, UsageError
+from tdstack.errors import HostError
 from tdstack.fork.model import ForkSource
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import Lock
@@ -41,12 +41,7 @@ def install_prefix(
     prefix = Prefix.of(named)
     if prefix.is_ours:
         prefix.require_ours()
-    if source.wheel and request.triton == "stock":
-        raise UsageError(
-            "the stock release is not what the wheel is",
-            where="--triton stock --wheel",
-            remedy="leave one of them out",
-        )
+    refuse_wheel_of_stock(request, source)
     lock = load_lock(workspace.root)[0]
     host = find_host(lock, request, python)
     target = _target(workspace, lock, host, request, source)
