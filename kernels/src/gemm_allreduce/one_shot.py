@@ -108,10 +108,10 @@ def gemm_allreduce_one_shot(
                 )
             else:
                 acc = given_tile(x_ptr, M, N, first_row, block_m, block_n, BM, BN)
-            # A rank that gave up sends nothing: its peers may not have read what it would
-            # overwrite. Asked only here, the answer has come while the tile was computed.
             # Outside of the branch: for sm_100 Triton 3.6 fails at a product that two branches hold.
             partial = acc.to(dtype)
+            # A rank that gave up sends nothing: its peers may not have read what it would
+            # overwrite. Asked only here, the answer has come while the tile was computed.
             if broken == 0:
                 row_mask = (block_m * BM + tl.arange(0, BM) < M)[:, None]
                 place = (parity + rank).to(tl.int64) * slot_stride * 128 + tile * (BM * BN)

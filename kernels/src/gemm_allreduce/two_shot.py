@@ -300,10 +300,10 @@ def gemm_allreduce_two_shot(
                     )
                 else:
                     acc = given_tile(x_ptr, M, N, first_row, block_m, block_n, BM, BN)
-                # A rank that gave up sends nothing: its peers may not have read what it would
-                # overwrite. Asked only here, the answer has come while the tile was computed.
                 # Outside of the branch: for sm_100 Triton 3.6 fails at a product that two branches hold.
                 partial = acc.to(dtype)
+                # A rank that gave up sends nothing: its peers may not have read what it would
+                # overwrite. Asked only here, the answer has come while the tile was computed.
                 if broken == 0:
                     _send(
                         partial,
