@@ -28,13 +28,30 @@ def lint(root: Path, *, fix: bool) -> None:
     for name, command in commands(root, fix).items():
         say(f"{name}: {' '.join(command[1:4])} ...")
         try:
-            done = subprocess.run(command, cwd=root, env=environment(root), check=False)
+            done = run(command, root)
         except FileNotFoundError as error:
             raise HostError(f"{name} is missing", remedy="run scripts/bootstrap.sh") from error
         if done.returncode:
             failed.append(name)
     if failed:
         raise CheckFailed("linters found something", where=", ".join(failed))
+
+
+def run(
+    command: list[str], root: Path, output: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one linter; `output` is where both its streams go (default: where ours go)."""
+    return subprocess.run(
+        command,
+        cwd=root,
+        env=environment(root),
+        # Ansible refuses to start with a stdin that does not block, as a job's may be.
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        text=True,
+        check=False,
+    )
 
 
 def commands(root: Path, fix: bool) -> dict[str, list[str]]:

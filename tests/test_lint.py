@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tdstack.lint import commands, environment, shell_scripts, yaml_files
+from tdstack.lint import commands, run, shell_scripts, yaml_files
 from tests.conftest import ROOT
 
 
@@ -37,6 +39,19 @@ def test_every_yaml_file_of_the_checkout_is_read() -> None:
     assert not [name for name in found if ".venv" in name]
 
 
+@pytest.fixture
+def stdin_that_does_not_block() -> Iterator[None]:
+    """Read from a pipe as a CI job may; Ansible would not start with it."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    before = os.dup(0)
+    os.dup2(reading, 0)
+    yield
+    os.dup2(before, 0)
+    for each in (before, reading, writing):
+        os.close(each)
+
+
 @pytest.mark.parametrize(
     ("linter", "text", "told"),
     [
@@ -44,19 +59,13 @@ def test_every_yaml_file_of_the_checkout_is_read() -> None:
         ("ansible-lint", "- hosts: all\n  tasks:\n    - shell: ls\n", "fqcn"),
     ],
 )
+@pytest.mark.usefixtures("stdin_that_does_not_block")
 def test_a_fault_is_found(linter: str, text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "scripts/ansible").mkdir(parents=True)
     (tmp_path / "scripts/ansible/play.yml").write_text(text)
     (tmp_path / ".yamllint").write_text((ROOT / ".yamllint").read_text())
     config = "scripts/ansible/.ansible-lint"
     (tmp_path / config).write_text((ROOT / config).read_text())
-    done = subprocess.run(
-        commands(tmp_path, fix=False)[linter],
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(commands(tmp_path, fix=False)[linter], tmp_path, subprocess.PIPE)
     assert done.returncode != 0
     assert told in done.stdout + done.stderr
