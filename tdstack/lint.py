@@ -68,7 +68,7 @@ def commands(root: Path, fix: bool) -> dict[str, list[str]]:
         "hadolint": [str(programs / "hadolint"), *docker],
         "yamllint": [str(programs / "yamllint"), "--strict", *yaml_files(root)],
         "ansible-lint": [str(programs / "ansible-lint"), "-q", "--nocolor", *_IN_ANSIBLE],
-        "pages": [sys.executable, "-m", "tdstack.troubleshooting.pages", *checked],
+        "pages": [sys.executable, "-m", "tdstack.pages", *checked],
         # Offline: some of its audits would ask a service about every action.
         "zizmor": [str(programs / "zizmor"), "--offline", "--quiet", str(root / ".github")],
     }

@@ -1,0 +1,77 @@
+"""The plots of docs/performance.md, as files of their own, from docs/data/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from smoke_tests.records import Label, Measure, read
+from tdstack.pages.performance import FOUR, VIRTUAL, select
+from tdstack.smoke.charts import line_chart
+from tdstack.smoke.html import render
+from tdstack.smoke.views import Line, Lines
+
+FOLDER: Final = "docs/plots"
+RATIO: Final = "fused/serial"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot of serial time / fused time over M; ``by`` is the label that its lines differ in."""
+
+    file: str
+    data: str
+    title: str
+    by: str
+    labels: tuple[tuple[str, Label], ...]
+
+
+FIGURES: Final = (
+    *(
+        Figure(
+            f"four-h200-k{k}.svg",
+            FOUR,
+            f"Four H200, K {k} per rank, N 8192: serial time / fused time over M",
+            "baseline",
+            (("k", k),),
+        )
+        for k in (2048, 7392)
+    ),
+    *(
+        Figure(
+            f"virtual-h100-k{k}.svg",
+            VIRTUAL,
+            f"Virtual ranks on one H100, K {k}, N 8192: the best serial time / fused time over M",
+            "w",
+            (("k", k), ("baseline", "best")),
+        )
+        for k in (1024, 3696)
+    ),
+)
+
+
+def drawn(root: Path) -> dict[str, str]:
+    """Return every plot by its path, from the data below ``root``."""
+    return {f"{FOLDER}/{one.file}": draw(one, root) for one in FIGURES}
+
+
+def draw(figure: Figure, root: Path) -> str:
+    """Return a plot as SVG; it needs nothing but itself."""
+    lines: dict[Label, list[Measure]] = {}
+    for measure in select(read(root / figure.data), RATIO, **dict(figure.labels)):
+        # Bands are for runs that are judged; these are of the data that bands come from.
+        lines.setdefault(measure.labels[figure.by], []).append(replace(measure, band=None))
+    view = Lines(
+        RATIO,
+        "ratio",
+        figure.title,
+        tuple(
+            Line(
+                f"W {name}" if figure.by == "w" else f"over {name}",
+                tuple(sorted(points, key=lambda measure: int(measure.labels["m"]))),
+            )
+            for name, points in lines.items()
+        ),
+    )
+    return render("chart.svg.j2", chart=line_chart(view), title=figure.title)
