@@ -188,12 +188,39 @@ def test_the_fastest_candidate_is_picked_and_others_are_told_why_not() -> None:
     (picked,) = run(lambda name: 50.0 if name == FAST else 100.0, tokens=(16,))
     assert label(picked.choice) == FAST
     assert picked.ratio == 2.0
-    assert picked.timed == len(candidates(shape(16)))
+    assert picked.timed == len(candidates(shape(16))) + 1  # its early form
     assert not picked.refused
     # A little faster is no reason to change.
     (kept,) = run(lambda name: 98.5 if name == FAST else 100.0, tokens=(16,))
     assert kept.choice == choose(shape(16))
     assert kept.ratio == 1.0
+
+
+def test_the_fastest_is_timed_in_its_early_form_too() -> None:
+    from smoke_tests.measure.candidates import early_form, label
+    from smoke_tests.measure.table import Tuned, rules_of, text_of
+
+    early = FAST.replace("warps4", "warps4_early")
+    # Early forms of others are not tried, however fast they would be.
+    (picked,) = run(
+        lambda name: {FAST: 60.0, early: 50.0}.get(name, 10.0 if "_early" in name else 100.0),
+        tokens=(16,),
+    )
+    assert label(picked.choice) == early
+    assert picked.ratio == 2.0
+    assert early_form(picked.choice, "sm_90") is None
+    (rule,) = rules_of(text_of(_origin(), [Tuned(8, 78, [picked])]))
+    assert rule.choice("bf16", None, 8) == picked.choice
+    (kept,) = run(lambda name: {FAST: 60.0, early: 59.5}.get(name, 100.0), tokens=(16,))
+    assert label(kept.choice) == FAST
+    assert early_form(kept.choice, "sm_89") is None
+    (left,) = run(
+        lambda name: {FAST: 60.0, early: 50.0}.get(name, 100.0),
+        tokens=(16,),
+        wrong=lambda choice: label(choice) == early,
+    )
+    assert label(left.choice) == FAST
+    assert "error is" in left.refused[early]
 
 
 def test_what_is_wrong_cannot_be_made_or_does_not_fit_is_never_picked() -> None:
@@ -310,7 +337,7 @@ def test_ranks_tune_together_and_write_one_table(tmp_path: Path) -> None:
 
     (rule,) = rules_of(found[0]["text"])
     assert (rule.min_processors, rule.max_processors, rule.world_sizes) == (4, 4, (2,))
-    assert found[0]["timed"] == 3  # two candidates and the incumbent
+    assert found[0]["timed"] == 4  # two candidates, the incumbent, an early form
     assert "rank 1: AssertionError" in "".join(found[0]["refused"])
 
 

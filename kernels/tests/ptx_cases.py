@@ -39,11 +39,13 @@ ARCHS = ("sm_80", "sm_90", "sm_100")
 # Calls, not variants: what is linted follows the dispatch table.
 KINDS: dict[str, tuple[int, int, Operand]] = {
     "direct": (16, 1, "bf16"),
+    "direct_early": (16, 1, "bf16"),
     "direct_large": (8192, 1, "bf16"),
     "one_shot": (16, 8, "bf16"),
     "one_shot_two_ranks": (64, 2, "bf16"),
     "two_shot_split": (64, 8, "bf16"),
     "two_shot": (8192, 8, "bf16"),
+    "two_shot_early": (8192, 8, "bf16"),
     "two_shot_int8": (8192, 8, "int8"),
     "two_shot_split_fp8": (128, 8, "fp8e4m3"),
     "two_shot_multimem": (8192, 8, "bf16"),
@@ -51,12 +53,13 @@ KINDS: dict[str, tuple[int, int, Operand]] = {
     "two_shot_split_multimem": (128, 8, "bf16"),
     "two_shot_split_multimem_fp16": (128, 8, "fp16"),
 }
-"""M, W and operand; N 8192, K 1024. Dispatch chooses no multimem: that is asked for."""
+"""M, W and operand; N 8192, K 1024. Dispatch chooses no multimem: that is asked for, as an early
+start is."""
 
 
 def kinds_of(arch: str) -> list[str]:
     """The kinds that an architecture has."""
-    lacking = ("fp8", "multimem") if arch == "sm_80" else ()
+    lacking = ("fp8", "multimem", "early") if arch == "sm_80" else ()
     return [kind for kind in KINDS if not any(name in kind for name in lacking)]
 
 
@@ -64,13 +67,14 @@ def variant_of(kind: str, arch: str) -> Variant:
     tokens, ranks, operand = KINDS[kind]
     dtype = "fp16" if operand == "fp16" else "bf16"
     variant = choose(Shape(tokens, 8192, 1024, ranks, arch, dtype, operand)).variant
-    return dataclasses.replace(variant, multimem="multimem" in kind)
+    return dataclasses.replace(variant, multimem="multimem" in kind, early="early" in kind)
 
 
 def expected_of(variant: Variant) -> Expected:
     """Read off the sources: each wait_flags there, and each publish."""
     threads, ranks = WARP * variant.tile.num_warps, variant.world_size
     plain = {"threads": threads, "scaled": variant.scaled, "bulk": variant.tile.bulk}
+    plain["early"] = variant.early
     width = min(WIDE, variant.tile.area * ELEMENT_BYTES // threads)
     if variant.algorithm == "direct":
         return Expected(0, 0, ranks=0, tile_width=width, **plain)

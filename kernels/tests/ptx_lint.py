@@ -30,6 +30,11 @@ Bulk copies
        peers write is never read, and nothing is stored, by a proxy that no flag orders.
     9. A descriptor is fenced by the thread that wrote it, and a barrier comes before its use.
 
+Early starts
+    10. Only an early kernel runs beside the one before it. It waits once for that one to end, all
+        threads do, and before that it touches nothing: it may only ask for weights. Then it lets
+        the next one start.
+
 Nothing else may touch global memory: an access that this file does not know, or whose pointer it
 cannot follow back to an argument, is reported.
 """
@@ -91,6 +96,7 @@ class Expected:
         tile_width: bytes that each thread moves at a time of a tile.
         unit_width: the same of a part of a unit that is summed; in one-shot that of the tile.
         bulk: x and weight come by bulk copies.
+        early: the kernel starts before the one before it has ended.
         multimem: multimem loads, and as many stores, of each thread and unit; 0 for none.
         element: bf16 or f16, what these move.
     """
@@ -103,6 +109,7 @@ class Expected:
     tile_width: int = WIDE
     unit_width: int = WIDE
     bulk: bool = False
+    early: bool = False
     multimem: int = 0
     element: str = "bf16"
 
@@ -147,9 +154,14 @@ class Instruction:
             return "shared" not in self.op
         if self.parts[0] in ("ld", "ldu", "st"):
             return not re.search(r"\.(param|shared|const|local)\b", self.op)
-        if self.parts[0] == "cp":
+        if self.parts[0] == "cp" and not self.is_prefetch:
             return not re.search(r"(commit|wait)_(group|all)|^cp\.async\.mbarrier", self.op)
         return False
+
+    @property
+    def is_prefetch(self) -> bool:
+        """Whether it asks for memory to be brought into the L2 cache, and reads nothing."""
+        return self.op == "cp.async.bulk.prefetch.L2.global"
 
     @property
     def is_bulk_load(self) -> bool:
@@ -332,6 +344,7 @@ def lint(ptx: str, expected: Expected, arguments: Sequence[str]) -> list[str]:
         *_acquires(program, expected),
         *_arrival(program, expected),
         *_bulk(program, expected),
+        *_early(program, expected),
         *_multimem(program, expected),
         *_accesses(program, expected),
     ]
@@ -451,6 +464,30 @@ def _bulk(program: Program, expected: Expected) -> Iterator[str]:
         for met in program.after(at, lambda a: a.is_bulk_load or a.is_barrier):
             if not met.is_barrier:
                 yield f"no barrier between the descriptor: {at}, and {met}"
+
+
+WAIT: Final = "griddepcontrol.wait"
+RELEASE: Final = "griddepcontrol.launch_dependents"
+
+
+def _early(program: Program, expected: Expected) -> Iterator[str]:
+    for op in (WAIT, RELEASE):
+        found = [at for at in program.code if at.op == op]
+        if len(found) != expected.early:
+            yield f"{len(found)} times {op}, the source has {int(expected.early)}"
+        for at in found:
+            if at.predicate:
+                yield f"only some threads: {at}"
+    for at in program.code:
+        if at.is_prefetch and (origin := program.origin(at)) != "weight_ptr":
+            yield f"{origin} is asked for ahead: {at}"
+        if at.is_prefetch and not expected.early:
+            yield f"asked for ahead, the source does not: {at}"
+    if expected.early:
+        touched = program.first_met(0, lambda a: a.op == WAIT or a.is_global or a.op == RELEASE)
+        for at in touched:
+            if at.op != WAIT:
+                yield f"before the kernel before it has ended: {at}"
 
 
 def _multimem(program: Program, expected: Expected) -> Iterator[str]:

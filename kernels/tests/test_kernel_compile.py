@@ -559,6 +559,16 @@ def test_multimem_is_refused_where_the_instructions_lack(arch: str) -> None:
     assert plan_job(form, "sm_90", TRITON, PTXAS).variant == form
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89"])
+def test_an_early_start_is_refused_where_the_instructions_lack(arch: str) -> None:
+    early = dataclasses.replace(SELECTED[0], early=True)
+    with pytest.raises(ValueError, match=f"{arch} has no programmatic dependent launches; sm_90"):
+        plan_job(early, arch, TRITON, PTXAS)
+    job = plan_job(early, "sm_90", TRITON, PTXAS)
+    assert job.key != plan_job(SELECTED[0], "sm_90", TRITON, PTXAS).key
+    assert job.variant.name == f"{SELECTED[0].name}_early"
+
+
 def test_known_fault_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     for version, archs in (("3.6.0", ["sm_100", "sm_103"]), ("3.5.1", []), ("3.7.1", [])):
         triton = SimpleNamespace(__version__=version)

@@ -228,14 +228,16 @@ def test_parse_rules_reads_every_field() -> None:
     (rule,) = parse_rules(
         [
             RULE
-            | {"archs": ["sm_90"], "max_tokens": 64, "max_bytes": 4096, "split": True}
+            | {"archs": ["sm_90"], "max_tokens": 64, "max_bytes": 4096, "early": True}
             | {"comm_ctas": 4, "ctas_per_sm": 2, "max_processors": 48, "bulk": True}
             | {"max_depth": 16}
         ]
     )
     choice = rule.choice("fp16", "int8", 4)
     tile = Tile(64, 128, 64, 3, 4, True)
-    assert choice == Choice(Variant("two_shot", "fp16", "int8", 4, tile, 4), 4, 2)
+    assert choice == Choice(Variant("two_shot", "fp16", "int8", 4, tile, early=True), 4, 2)
+    (split,) = parse_rules([RULE | {"split": True}])
+    assert split.choice("fp16", None, 4).variant.split == 4
     fits = Shape(32, 64, 16, 2, "sm_90", processors=48)
     assert rule.refusal(fits) is None
     for change, refusal in (
@@ -284,6 +286,9 @@ def test_a_limit_of_multiprocessors_passes_larger_ranks_on_to_later_rules(
             "one_shot serves at most 64 rows there, in such tiles",
         ),
         ({"algorithm": "one_shot", "max_tokens": 64, "split": True}, "split must be 1"),
+        ({"split": True, "comm_ctas": 1}, "comm_ctas must be 0"),
+        ({"early": True}, "early needs sm_90 or later, archs has sm_80, sm_86, sm_89"),
+        ({"bulk": True, "archs": ["sm_90", "sm_89"]}, "bulk needs sm_90 or later, archs has sm_89"),
     ],
 )
 def test_parse_rules_names_the_bad_rule(change: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import logging
 import threading
 import time
@@ -42,9 +43,12 @@ class Driver:
         """One attribute."""
 
         def __init__(self) -> None:
-            self.value = SimpleNamespace(cooperative=0)
+            self.value = SimpleNamespace()
 
-    CUlaunchAttributeID = SimpleNamespace(CU_LAUNCH_ATTRIBUTE_COOPERATIVE="cooperative")
+    CUlaunchAttributeID = SimpleNamespace(
+        CU_LAUNCH_ATTRIBUTE_COOPERATIVE="cooperative",
+        CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION="early",
+    )
     CUfunction_attribute = SimpleNamespace(
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="shared memory"
     )
@@ -153,6 +157,20 @@ def test_a_launch_gives_what_the_kernel_takes(driver: Driver, tmp_path: Path) ->
     assert configuration.attrs[0].value.cooperative == 1
     handle = f"kernel gemm_allreduce_two_shot of {LARGE.name}"
     assert driver.attributes == [("shared memory", 65536, handle, "device 3")]
+
+
+def test_an_early_kernel_may_start_before_the_one_before_it_has_ended(
+    driver: Driver, tmp_path: Path
+) -> None:
+    early = dataclasses.replace(LARGE, early=True)
+    kernels = kernels_of(write_bundle(tmp_path, variants=(LARGE, early)))
+    for variant in (early, LARGE):
+        kernels.launch(variant, ranks_of(2), operands_of(), Grid(7, 7, 0), 1)
+    (first, _, _), (second, _, _) = driver.launches
+    assert [attribute.id for attribute in first.attrs] == ["cooperative", "early"]
+    assert first.numAttrs == 2
+    assert first.attrs[1].value.programmaticStreamSerializationAllowed == 1
+    assert [attribute.id for attribute in second.attrs] == ["cooperative"]
 
 
 def test_virtual_ranks_are_the_first_dimension_of_the_grid(driver: Driver, tmp_path: Path) -> None:

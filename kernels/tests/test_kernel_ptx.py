@@ -291,6 +291,17 @@ MUTATIONS = {
         r"ld.global.v4.b32 { %r1, %r1, %r1, %r1 }, [ %rd9999 ];\n\1",
         "x_ptr is read without its descriptor",
     ),
+    "an early start": (
+        RELEASE,
+        r"griddepcontrol.wait;\n\1",
+        "1 times griddepcontrol.wait, the source has 0",
+    ),
+    "weights asked for ahead": (
+        END,
+        "ld.param.b64 %rd9999, [x_param_1];\n"
+        r"cp.async.bulk.prefetch.L2.global [%rd9999], %r1;\n\1",
+        "asked for ahead, the source does not",
+    ),
     "a multicast store": (END, r"multimem.st.relaxed.sys.global.b32 [ HEAP ], %r1;\n\1", "unknown"),
     "generic addresses": (r"st\.global\.v4\.b32", "st.v4.b32", "unknown access"),
     "a volatile load of 2 bytes": (END, r"ld.volatile.global.b16 %rs1, [ HEAP ];\n\1", "unknown"),
@@ -365,6 +376,52 @@ def test_the_lint_refuses_of_direct(
     assert counter is not None
     changed = re.sub(END, rf"{change.replace('HEAP', counter[1])}\n\1", text, count=1)
     found = lint(changed, expected_of(variant_of("direct", "sm_90")), list(ARGUMENTS))
+    assert any(re.search(finding, sentence) for sentence in found), found
+
+
+WAIT = r"griddepcontrol\.wait;"
+
+EARLY_MUTATIONS = {
+    "no wait for the kernel before": (WAIT, "", "0 times griddepcontrol.wait"),
+    "a wait of some threads": (WAIT, "@%p1 griddepcontrol.wait;", "only some threads"),
+    "the next kernel started first": (
+        rf"({WAIT}[\s\S]*?)griddepcontrol\.launch_dependents;",
+        r"griddepcontrol.launch_dependents;\n\1",
+        "before the kernel before it has ended: .*launch_dependents",
+    ),
+    "the next kernel started by some": (
+        r"griddepcontrol\.launch_dependents;",
+        "@%p1 griddepcontrol.launch_dependents;",
+        "only some threads",
+    ),
+    "a tile read before the wait": (
+        rf"({WAIT})",
+        r"ld.global.v4.b32 { %r1, %r1, %r1, %r1 }, [ HEAP ];\n\1",
+        "before the kernel before it has ended: .*ld.global",
+    ),
+    "x asked for ahead": (
+        rf"({WAIT})",
+        "ld.param.b64 %rd9999, [x_param_0];\n"
+        r"cp.async.bulk.prefetch.L2.global [%rd9999], %r1;\n\1",
+        "x_ptr is asked for ahead",
+    ),
+}
+"""The same for what only an early kernel has."""
+
+
+@pytest.mark.parametrize("name", EARLY_MUTATIONS)
+def test_the_lint_refuses_of_an_early_start(
+    name: str, ptx: Callable[[str], tuple[Path, Report]]
+) -> None:
+    text = (ptx(CONTROL_VERSION)[0] / "sm_90.two_shot_early.ptx").read_text()
+    expected = expected_of(variant_of("two_shot_early", "sm_90"))
+    assert lint(text, expected, list(ARGUMENTS)) == []
+    pattern, replacement, finding = EARLY_MUTATIONS[name]
+    heap = re.search(r"st\.global\.v4\.b32 \[ (%rd\d+)", text)
+    assert heap is not None
+    changed, count = re.subn(pattern, replacement.replace("HEAP", heap[1]), text, count=1)
+    assert count == 1
+    found = lint(changed, expected, list(ARGUMENTS))
     assert any(re.search(finding, sentence) for sentence in found), found
 
 
@@ -456,4 +513,5 @@ def test_kinds_are_what_their_names_say() -> None:
         assert (variant.split > 1) == ("split" in kind)
         assert variant.scaled == ("8" in kind)
         assert variant.multimem == ("multimem" in kind)
+        assert variant.early == ("early" in kind)
         assert (variant.dtype == "fp16") == ("fp16" in kind)

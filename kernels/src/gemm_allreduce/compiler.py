@@ -13,7 +13,7 @@ from typing import Final
 
 from .arguments import ARGUMENTS, POINTERS
 from .bundle import Record
-from .dispatch import Shape, choose_from, package_rules
+from .dispatch import BEFORE_SM_90, Shape, choose_from, package_rules
 from .layout import DESCRIPTOR_BYTES
 from .limits import NO_MULTIMEM, SHARED_LIMITS
 from .resources import read_kernel
@@ -72,6 +72,8 @@ def plan_job(variant: Variant, arch: str, triton: Triton, ptxas: Ptxas) -> Job:
         raise ValueError(f"unknown architecture {arch!r}; valid: {', '.join(SHARED_LIMITS)}")
     if variant.multimem and arch in NO_MULTIMEM:
         raise ValueError(without_multimem(arch))
+    if variant.early and arch in BEFORE_SM_90:
+        raise ValueError(f"{arch} has no programmatic dependent launches; sm_90 and later have")
     decisive = {
         "format": FORMAT,
         "sources": sources_digest(),

@@ -18,6 +18,7 @@ from .layout import (
     STATUS_WORD,
     STATUS_WORDS,
 )
+from .variants import EARLY_BYTES
 
 _ARRIVALS_WORD = tl.constexpr(ARRIVALS_WORD)
 _GAVE_UP_WORD = tl.constexpr(GAVE_UP_WORD)
@@ -25,6 +26,7 @@ _STATUS_WORD = tl.constexpr(STATUS_WORD)
 _STATUS_WORDS = tl.constexpr(STATUS_WORDS)
 _PAGE = tl.constexpr(PAGE)
 _REFRESH_CALLS = tl.constexpr(REFRESH_CALLS)
+_EARLY_BYTES = tl.constexpr(EARLY_BYTES)
 _OLD = tl.constexpr(1 << 30)
 _GROUP = tl.constexpr(8)
 """Blocks of rows that tiles go through before they come to the next block of columns."""
@@ -64,6 +66,57 @@ def this_rank(rank, M, N):
     offset = tl.program_id(0)
     # Rows, not pointers: those would take registers from beginning to end, and make ptxas spill.
     return rank + offset, tl.program_id(1), tl.num_programs(1), offset * M, offset * N
+
+
+@triton.jit
+def start_early(
+    weight_ptr,
+    M,
+    N,
+    K,
+    first_column,
+    cta,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    PRODUCT: tl.constexpr,
+):
+    """Ask for the first tile's weights, wait for the kernel before, let the one behind start.
+
+    Before that wait nothing is read or written, not even what the kernel before can't have
+    changed. Weights come into the L2 cache, where they are the same for all: were they written
+    meanwhile, the new ones would be read.
+    """
+    if _COMPILED:
+        if PRODUCT:
+            tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
+            _, block_n = tile_place(tl.minimum(cta, tiles - 1), M, N, BM, BN)
+            columns = block_n * BN + tl.arange(0, BN)
+            columns = first_column + tl.where(columns < N, columns, 0)
+            rows = (weight_ptr + columns.to(tl.int64) * K).to(tl.int64)
+            size = tl.minimum(
+                K * (weight_ptr.dtype.element_ty.primitive_bitwidth // 8), _EARLY_BYTES
+            )
+            tl.inline_asm_elementwise(
+                "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+                "=r,l,r",
+                [rows, tl.zeros((BN,), dtype=tl.int32) + size],
+                dtype=tl.int32,
+                is_pure=False,
+                pack=1,
+            )
+        # In assembly: Triton 3.4's own functions for the two don't compile.
+        tl.inline_asm_elementwise(
+            "griddepcontrol.wait; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )
+        # Not before the wait: kernels behind would start while two are still running.
+        tl.inline_asm_elementwise(
+            "griddepcontrol.launch_dependents; mov.u32 $0, 0;",
+            "=r",
+            [],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit

@@ -7,7 +7,15 @@ import triton
 import triton.language as tl
 
 from .arguments import INTEGERS
-from .device import control_words, count_in, finish, partial_tile, this_rank, tile_place
+from .device import (
+    control_words,
+    count_in,
+    finish,
+    partial_tile,
+    start_early,
+    this_rank,
+    tile_place,
+)
 
 
 @triton.jit
@@ -56,11 +64,14 @@ def gemm_allreduce_direct(
     SPLIT: tl.constexpr,
     SCALED: tl.constexpr,
     BULK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """y = x @ weight.T; the arguments: arguments.py."""
     N = n_vectors * 8
     K = k_vectors * (16 if SCALED else 8)
     rank, cta, ctas, first_row, first_column = this_rank(rank, M, N)
+    if EARLY:
+        start_early(weight_ptr, M, N, K, first_column, cta, BM, BN, True)
     if BULK:
         ranks = tl.num_programs(0)
         x = tl.make_tensor_descriptor(x_ptr, [ranks * M, K], [K, 1], [BM, BK])

@@ -35,6 +35,8 @@ ARCHS: Final = (
     "sm_121",
 )
 _NO_FP8: Final = ("sm_80", "sm_86")
+BEFORE_SM_90: Final = ("sm_80", "sm_86", "sm_89")
+"""Without bulk copies (TMA) and programmatic dependent launches."""
 TABLE_VARIABLE: Final = "GEMM_AR_DISPATCH"
 
 
@@ -94,6 +96,7 @@ class Rule:
     max_depth: int | None = None
     max_bytes: int | None = None
     split: bool = False
+    early: bool = False
     comm_ctas: int = 0
     ctas_per_sm: int = 1
     min_processors: int | None = None
@@ -120,6 +123,13 @@ class Rule:
                 raise ValueError(
                     f"{name} must be a whole number of at least {least}, got {value!r}"
                 )
+
+        if self.split and self.comm_ctas:
+            raise ValueError("with split every CTA communicates: comm_ctas must be 0")
+        lacking = [arch for arch in self.archs if arch in BEFORE_SM_90]
+        for name, wanted in (("bulk", self.tile.bulk), ("early", self.early)):
+            if wanted and lacking:
+                raise ValueError(f"{name} needs sm_90 or later, archs has {', '.join(lacking)}")
 
     def refusal(self, shape: Shape) -> str | None:
         """Return why the rule does not fit, or None if it does."""
@@ -149,6 +159,7 @@ class Rule:
             world_size,
             self.tile,
             world_size if self.split else 1,
+            early=self.early,
         )
         return Choice(variant, self.comm_ctas, self.ctas_per_sm)
 

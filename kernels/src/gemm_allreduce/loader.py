@@ -158,7 +158,7 @@ class CubinKernels:
                 loaded = self._load_record(record)
                 _loaded[place, self._device] = loaded
         scratch = ranks.scratch.data_ptr() if variant.tile.bulk else 0
-        ready = _Ready(loaded, _Arguments(record.scratch, scratch))
+        ready = _Ready(loaded, _Arguments(record.scratch, scratch), variant.early)
         return self._kernels.setdefault(variant, ready)
 
     def _load_record(self, record: Record) -> Loaded:
@@ -200,12 +200,20 @@ class CubinKernels:
         configuration.blockDimX = record.num_warps * WARP
         configuration.blockDimY = configuration.blockDimZ = 1
         configuration.sharedMemBytes = record.shared
+        attributes, names = [], driver.CUlaunchAttributeID
         if record.cooperative:
             cooperative = driver.CUlaunchAttribute()
-            cooperative.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+            cooperative.id = names.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
             cooperative.value.cooperative = 1
-            configuration.attrs = [cooperative]
-            configuration.numAttrs = 1
+            attributes.append(cooperative)
+        if kernel.early:
+            early = driver.CUlaunchAttribute()
+            early.id = names.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            early.value.programmaticStreamSerializationAllowed = 1
+            attributes.append(early)
+        if attributes:
+            configuration.attrs = attributes
+            configuration.numAttrs = len(attributes)
         if len(kernel.configurations) >= _CONFIGURATIONS:
             kernel.configurations.clear()
         kernel.configurations[key] = configuration
@@ -249,7 +257,7 @@ class _Arguments:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A kernel of one workspace.
+    """A kernel of one workspace; ``early``: see Variant.
 
     The driver copies ``arguments`` within a launch; ``lock`` keeps others from them until then.
     ``configurations`` are by ranks in the launch, CTAs of each, and stream.
@@ -257,6 +265,7 @@ class _Ready:
 
     loaded: Loaded
     arguments: _Arguments
+    early: bool
     configurations: dict[tuple[int, int, int], Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -46,6 +46,7 @@ def constexprs(variant: Variant) -> dict[str, Any]:
         "SPLIT": variant.split,
         "SCALED": variant.scaled,
         "BULK": variant.tile.bulk,
+        "EARLY": variant.early,
     }
     if variant.algorithm != "direct":
         values["PRODUCT"] = variant.product
@@ -62,6 +63,7 @@ def compile_options(variant: Variant) -> dict[str, Any]:
         "enable_fp_fusion": ENABLE_FP_FUSION,
         # CTAs wait for each other: a grid that is not resident at once must fail, not hang.
         "launch_cooperative_grid": True,
+        "launch_pdl": variant.early,
     }
 
 

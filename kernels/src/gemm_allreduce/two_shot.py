@@ -32,6 +32,7 @@ from .device import (
     partial_tile,
     publish,
     report,
+    start_early,
     this_rank,
     tile_place,
     wait_flags,
@@ -254,6 +255,7 @@ def gemm_allreduce_two_shot(
     SPLIT: tl.constexpr,
     SCALED: tl.constexpr,
     BULK: tl.constexpr,
+    EARLY: tl.constexpr,
     PRODUCT: tl.constexpr,
     MULTIMEM: tl.constexpr,
 ):
@@ -263,6 +265,8 @@ def gemm_allreduce_two_shot(
     N = n_vectors * 8
     K = k_vectors * (16 if SCALED else 8)
     rank, cta, ctas, first_row, first_column = this_rank(rank, M, N)
+    if EARLY:
+        start_early(weight_ptr, M, N, K, first_column, cta, BM, BN, PRODUCT)
     if BULK:
         ranks = tl.num_programs(0)
         x = tl.make_tensor_descriptor(x_ptr, [ranks * M, K], [K, 1], [BM, BK])

@@ -29,6 +29,9 @@ WARP: Final = 32
 MULTIMEM_ELEMENTS: Final = 8
 """Elements that one multimem instruction moves: 16 bytes."""
 
+EARLY_BYTES: Final = 2048
+"""Of each row of weight that an early kernel asks for ahead: a tile of 128 rows is 256 KiB."""
+
 SUM_AREA: Final = 4096
 """Elements of a unit that are summed at a time, of all W partials: more would spill."""
 
@@ -89,6 +92,8 @@ class Variant:
             tiles; with 1 a rank sums every W-th tile.
         multimem: two-shot of several ranks: the switch sums and sends. `launch` refuses it.
         product: False: nothing is multiplied, x [M, N] is this rank's partial: an all-reduce.
+        early: may be launched before the kernel before it on the stream has ended (programmatic
+            dependent launch, sm_90 and later): it asks for weights, then waits for that kernel.
 
     Raises:
         ValueError: an attribute is outside what the kernels support.
@@ -102,6 +107,7 @@ class Variant:
     split: int = 1
     multimem: bool = False
     product: bool = True
+    early: bool = False
 
     def __post_init__(self) -> None:
         for name, valid in (
@@ -179,4 +185,5 @@ class Variant:
             f"{self.algorithm}_{types}_w{self.world_size}{split}{multimem}{sum_only}"
             f"_{tile.block_m}x{tile.block_n}x{self.block_k}"
             f"_stages{tile.num_stages}_warps{tile.num_warps}{'_bulk' if tile.bulk else ''}"
+            f"{'_early' if self.early else ''}"
         )
