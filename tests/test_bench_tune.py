@@ -159,10 +159,12 @@ def run(
     tokens: tuple[int, ...] = (16, 64),
     wrong: Callable[[Any], bool] = lambda _: False,
     resources: Callable[[Any, int, int, int], Any] = lambda *_: (100, 1000),
+    ahead: list[Any] | None = None,
 ) -> list[Any]:
     from smoke_tests.measure.plan import Effort
     from smoke_tests.measure.tuning import Chooser, TunedBench, tune
 
+    ahead = [] if ahead is None else ahead
     chooser = Chooser()
     ranks: Any = Ranks(chooser, wrong)
     return tune(
@@ -173,6 +175,7 @@ def run(
         Effort(tokens, 0.001, 2, 2, 2),
         0,
         resources,
+        lambda variants, arch: ahead.append((arch, [variant.name for variant in variants])),
         lambda _: None,
     )
 
@@ -252,6 +255,41 @@ def test_a_run_whose_incumbent_is_wrong_ends() -> None:
 
     with pytest.raises(StepError, match="M 16 N 64 K 16, the table in force: fused: rank 0: Asser"):
         run(lambda _: 1.0, tokens=(16,), wrong=lambda _: True)
+
+
+def test_all_candidates_of_an_m_are_compiled_before_the_first_is_timed() -> None:
+    from smoke_tests.measure.candidates import candidates
+
+    ahead: list[Any] = []
+    asked: list[str] = []
+
+    def resources(choice: Any, *_: int) -> tuple[int, int]:
+        assert choice.variant.early or choice.variant.name in ahead[-1][1]
+        asked.append(choice.variant.name)
+        return 100, 1000
+
+    run(lambda _: 1.0, tokens=(16, 64), resources=resources, ahead=ahead)
+    assert [arch for arch, _ in ahead] == ["sm_90", "sm_90"]
+    for (_, names), m in zip(ahead, (16, 64), strict=True):
+        assert {c.variant.name for c in candidates(shape(m))} <= set(names)
+    assert asked
+
+
+def test_kernels_compiled_ahead_are_in_tritons_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one that cannot be compiled: that is told where it is launched."""
+    from gemm_allreduce.variants import Tile, Variant
+    from smoke_tests.measure.ahead import compile_ahead, text_of, variants_of
+
+    sources = os.pathsep.join((str(ROOT / "kernels" / "src"), str(ROOT)))
+    monkeypatch.setenv("PYTHONPATH", sources)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    good = Variant("one_shot", "bf16", "bf16", 2, Tile(16, 64, 64, 2, 4), early=True)
+    too_large = Variant("two_shot", "bf16", "bf16", 2, Tile(128, 256, 256, 6, 8), 2)
+    assert variants_of(text_of([good, too_large])) == [good, too_large]
+    compile_ahead([too_large, good], "sm_90")
+    assert len(list(tmp_path.glob("*/gemm_allreduce_one_shot.cubin"))) == 1
 
 
 # ---------------------------------------------------------------------- the table

@@ -569,6 +569,24 @@ def test_an_early_start_is_refused_where_the_instructions_lack(arch: str) -> Non
     assert job.variant.name == f"{SELECTED[0].name}_early"
 
 
+def test_a_kernel_is_the_same_just_in_time_and_ahead_of_time(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
+    sources = str(Path(gemm_allreduce.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("both_compilations.py"))],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": sources},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 3
+    for name, just_in_time, *ahead_of_time in lines:
+        assert ahead_of_time == [just_in_time], name
+
+
 def test_known_fault_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     for version, archs in (("3.6.0", ["sm_100", "sm_103"]), ("3.5.1", []), ("3.7.1", [])):
         triton = SimpleNamespace(__version__=version)

@@ -19,6 +19,7 @@ import torch
 from gemm_allreduce import Workspace
 from gemm_allreduce.dispatch import Choice, Shape
 from gemm_allreduce.jit import JitKernels
+from smoke_tests.measure.ahead import compile_ahead
 from smoke_tests.measure.bench import Bench
 from smoke_tests.measure.inputs import l2_bytes
 from smoke_tests.measure.models import models, shapes_of
@@ -26,7 +27,7 @@ from smoke_tests.measure.options import check_ranks, numbers, ranks_parser
 from smoke_tests.measure.plan import QUICK
 from smoke_tests.measure.table import Origin, Tuned, text_of
 from smoke_tests.measure.timing import timer_for
-from smoke_tests.measure.tuning import Chooser, Resources, TunedBench, tune
+from smoke_tests.measure.tuning import Ahead, Chooser, Resources, TunedBench, tune
 
 TOKENS: Final = (16, 64, 256, 1024, 8192)
 """Rules end at these M, and are timed there."""
@@ -55,6 +56,7 @@ def tune_ranks(
     chooser: Chooser,
     layers: Sequence[tuple[int, int]],
     resources: Resources | None = None,
+    ahead: Ahead = compile_ahead,
 ) -> Tuned:
     """Tune for the ranks of a bench, whose workspace asks the chooser. Collective.
 
@@ -77,6 +79,7 @@ def tune_ranks(
         replace(QUICK, tokens=tuple(given.tokens)),
         l2_bytes(device),
         resources or _compiler(workspace, chooser),
+        ahead,
         say,
     )
     return Tuned(bench.world_size, shape_of(1, 8, 8).processors, picked)

@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 
 from gemm_allreduce.dispatch import Choice, Shape, choose
+from gemm_allreduce.variants import Variant
 from smoke_tests.measure.bench import FUSED, Bench, RanksKind, StepError, Way, measure, together
 from smoke_tests.measure.candidates import candidates, early_form, label, misfit
 from smoke_tests.measure.plan import Effort, copies_of
@@ -26,6 +27,8 @@ MARGIN: Final = 0.02
 
 Resources = Callable[[Choice, int, int, int], tuple[int, int] | None]
 """Makes a choice's kernel for M, N, K; returns registers of a thread and shared bytes, if known."""
+Ahead = Callable[[Sequence[Variant], str], None]
+"""Makes kernels for an architecture all at once, so that Resources finds them made."""
 Say = Callable[[str], None]
 
 
@@ -94,6 +97,7 @@ def tune(
     effort: Effort,
     l2_bytes: int,
     resources: Resources,
+    ahead: Ahead,
     say: Say,
 ) -> list[Picked]:
     """Return the best choice for every M of the effort. Collective.
@@ -106,6 +110,7 @@ def tune(
         effort: values of M, rounds.
         l2_bytes: size of the L2 cache.
         resources: makes a kernel.
+        ahead: is called on rank 0 of all, with what will be asked of `resources`.
         say: takes a line on what was found.
 
     Raises: StepError on every rank when inputs cannot be made, or no candidate was right.
@@ -115,10 +120,13 @@ def tune(
         shapes = [shape_of(m, n, k) for n, k in layers]
         incumbents = dict.fromkeys(choose(shape) for shape in shapes)
         tried = dict.fromkeys([*incumbents, *(c for s in shapes for c in candidates(s))])
+        arch = shapes[0].arch
+        if bench.rank == 0:
+            ahead([choice.variant for choice in tried], arch)
         turns = partial(_turns, bench, timer, shapes, effort, l2_bytes, resources)
         ratios, refused = turns(list(tried))
         picked = pick(m, ratios, incumbents, refused)
-        if early := early_form(picked.choice, shapes[0].arch):
+        if early := early_form(picked.choice, arch):
             ratios, refused = turns([picked.choice, early])
             again = pick(m, ratios, [picked.choice], refused)
             timed = picked.timed + (early in ratios)

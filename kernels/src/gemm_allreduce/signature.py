@@ -29,8 +29,6 @@ SOURCES: Final = (
 
 _ELEMENTS: Final = {"bf16": "bf16", "fp16": "fp16", "fp8e4m3": "fp8e4nv", "int8": "i8"}
 _FIXED: Final = {
-    "x_scale_ptr": "*fp32",
-    "weight_scale_ptr": "*fp32",
     "heap_table": "*i64",
     "status_ptr": "*i32",
 }
@@ -72,6 +70,9 @@ def signature(variant: Variant) -> dict[str, str]:
     types = dict.fromkeys(ARGUMENTS, "i32") | _FIXED
     types.update(dict.fromkeys(("x_ptr", "weight_ptr"), f"*{_ELEMENTS[variant.operand]}"))
     types.update(dict.fromkeys(("y_ptr", "bias_ptr", "residual_ptr"), f"*{variant.dtype}"))
+    # Without scales a launch gives the status record in their place, see launch.pointers_of.
+    scale = "*fp32" if variant.scaled else _FIXED["status_ptr"]
+    types.update(dict.fromkeys(("x_scale_ptr", "weight_scale_ptr"), scale))
     types.update(dict.fromkeys(constexprs(variant), "constexpr"))
     return types
 
