@@ -154,6 +154,8 @@ def connect_ranks(
         import torch
         import torch.distributed as dist
 
+        from gemm_allreduce.jit import JitKernels
+        from smoke_tests.ahead import compile_ahead
         from smoke_tests.ranks import Ranks
 
     torch.set_grad_enabled(False)
@@ -174,9 +176,13 @@ def connect_ranks(
     def connect() -> Transport:
         return transport_of(kind, world_size, group, device)
 
-    return Ranks(
+    ranks = Ranks(
         kind, world_size, rank, group, device, connect, time_limit_s, steps=steps, folder=folder
     )
+    if kind != "cpu" and rank == 0 and ranks.kernels.identity == JitKernels.identity:
+        with steps.step("compile kernels", START_LIMIT_S):
+            compile_ahead(ranks.variants, ranks.arch, START_LIMIT_S / 2)
+    return ranks
 
 
 def transport_of(

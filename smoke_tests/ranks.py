@@ -17,7 +17,7 @@ import torch
 from torch.distributed import ProcessGroup
 
 from gemm_allreduce import Workspace, gemm_allreduce
-from gemm_allreduce.dispatch import Choice
+from gemm_allreduce.dispatch import Choice, reachable_variants
 from gemm_allreduce.kernels import Kernels, choose_kernels
 from gemm_allreduce.layout import LARGE_TILE_AREA, HeapLayout
 from gemm_allreduce.transports import Transport
@@ -231,5 +231,20 @@ class Ranks:
         """Where the workspaces' kernels come from."""
         if self.device.type != "cuda":
             return choose_kernels("auto", "", None)
+        return choose_kernels("auto", self.arch, self.device.index)
+
+    @property
+    def arch(self) -> str:
+        """The GPU's architecture, as ``sm_90``."""
         major, minor = torch.cuda.get_device_capability(self.device)
-        return choose_kernels("auto", f"sm_{major}{minor}", self.device.index)
+        return f"sm_{major}{minor}"
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The kernels that checks ask for: of the dispatch table, and with the scale's tiles."""
+        w = self.world_size
+        found = dict.fromkeys(v for v in reachable_variants(self.arch) if v.world_size == w)
+        for dtype in self.dtypes if w > 1 else ():
+            for tile in (*self.scale.tiles, self.scale.small_tile):
+                found |= dict.fromkeys(c.variant for c in self.choices(dtype, tile).values())
+        return list(found)

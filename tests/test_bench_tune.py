@@ -275,23 +275,6 @@ def test_all_candidates_of_an_m_are_compiled_before_the_first_is_timed() -> None
     assert asked
 
 
-def test_kernels_compiled_ahead_are_in_tritons_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With one that cannot be compiled: that is told where it is launched."""
-    from gemm_allreduce.variants import Tile, Variant
-    from smoke_tests.measure.ahead import compile_ahead, text_of, variants_of
-
-    sources = os.pathsep.join((str(ROOT / "kernels" / "src"), str(ROOT)))
-    monkeypatch.setenv("PYTHONPATH", sources)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    good = Variant("one_shot", "bf16", "bf16", 2, Tile(16, 64, 64, 2, 4), early=True)
-    too_large = Variant("two_shot", "bf16", "bf16", 2, Tile(128, 256, 256, 6, 8), 2)
-    assert variants_of(text_of([good, too_large])) == [good, too_large]
-    compile_ahead([too_large, good], "sm_90")
-    assert len(list(tmp_path.glob("*/gemm_allreduce_one_shot.cubin"))) == 1
-
-
 # ---------------------------------------------------------------------- the table
 
 

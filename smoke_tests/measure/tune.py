@@ -19,7 +19,7 @@ import torch
 from gemm_allreduce import Workspace
 from gemm_allreduce.dispatch import Choice, Shape
 from gemm_allreduce.jit import JitKernels
-from smoke_tests.measure.ahead import compile_ahead
+from smoke_tests.ahead import compile_ahead
 from smoke_tests.measure.bench import Bench
 from smoke_tests.measure.inputs import l2_bytes
 from smoke_tests.measure.models import models, shapes_of

@@ -3,7 +3,7 @@
 A launch compiles one kernel at a time; a tuner has hundreds. The same sources, types and options
 give the same key in the cache (kernels/tests/test_kernel_compile.py): others can fill it.
 
-``python -m smoke_tests.measure.ahead ARCH`` reads variants as JSON, which `text_of` writes.
+``python -m smoke_tests.ahead ARCH SECONDS`` reads variants as JSON, which `text_of` writes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 
 from gemm_allreduce.compiler import Job, prepare, run_job
@@ -21,12 +23,12 @@ from gemm_allreduce.toolchain import find_ptxas
 from gemm_allreduce.variants import Tile, Variant
 
 
-def compile_ahead(variants: Sequence[Variant], arch: str) -> None:
+def compile_ahead(variants: Sequence[Variant], arch: str, limit_s: float = 600.0) -> None:
     """Compile variants for this host's Triton, on all cores, in processes that know no GPU.
 
-    What fails here fails again, and is told, where the kernel is launched.
+    What fails here, or is not done within the limit, is compiled, or fails, where it is launched.
     """
-    command = [sys.executable, "-m", "smoke_tests.measure.ahead", arch]
+    command = [sys.executable, "-m", "smoke_tests.ahead", arch, str(limit_s)]
     # Not forked from here: a process that has used a GPU must not be.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run(command, input=text_of(variants), env=environment, text=True, check=False)
@@ -43,8 +45,9 @@ def variants_of(text: str) -> list[Variant]:
 
 
 def main() -> int:
-    """Compile what stdin lists; return 0, whatever fails."""
-    (arch,) = sys.argv[1:]
+    """Compile what stdin lists, until the limit; return 0, whatever fails."""
+    arch, limit_s = sys.argv[1:]
+    deadline = time.monotonic() + float(limit_s)
     ptxas = find_ptxas(arch)
     jobs = [Job(variant, arch, ptxas, "") for variant in variants_of(sys.stdin.read())]
     prepare(jobs)
@@ -52,9 +55,12 @@ def main() -> int:
     def work(job: Job) -> int:
         return len(run_job(job).data)
 
-    for done in run_forked(jobs, work, len(os.sched_getaffinity(0))):
-        if done.result is None:
-            print(f"{jobs[done.index]}: {done.error}", file=sys.stderr)
+    with closing(run_forked(jobs, work, len(os.sched_getaffinity(0)))) as running:
+        for done in running:
+            if done.result is None:
+                print(f"{jobs[done.index]}: {done.error}", file=sys.stderr)
+            if time.monotonic() > deadline:
+                break
     return 0
 
 
