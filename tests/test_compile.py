@@ -146,7 +146,7 @@ def test_environment_is_made_anew_when_its_python_is_gone(
 
 
 # `invoke compile` of a few kernels: all of them take minutes.
-SOME = tuple(n for n in variant_names(ROOT, ["sm_80"])["sm_80"] if "_w1_" in n)[:8]
+SOME = tuple(n for n in variant_names(ROOT, ["sm_80"])["sm_80"] if "_w1_" in n)[:12]
 CODE = f"""
 from pathlib import Path
 import tasks

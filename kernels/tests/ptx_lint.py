@@ -78,9 +78,8 @@ POLLS: Final = 2
 """Of each wait: a first look, and one in a loop."""
 REFRESHES: Final = 1
 """Places that look at a flag which may be old, and replace it."""
-REPORT_STORES: Final = 6
-"""Words that follow the status record's code: its other fields, and that the rank gave up. The
-host's copy has the code in place of that."""
+REPORT_STORES: Final = 5
+"""Words that follow the status record's code: its other fields. The host's copy has the code too."""
 
 
 @dataclass(frozen=True)
@@ -541,6 +540,8 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
                 count("cas", "sys" if "sys" in at.parts else "gpu")
             elif _is_refresh(at):
                 count("look", "sys")
+            elif "exch" in at.parts and at.order == "relaxed":
+                count("mark", "gpu" if "gpu" in at.parts else "sys")
             elif at.order == "relaxed" and not _counts_in(at):
                 yield f"unknown access to global memory: {at}"
             continue
@@ -566,8 +567,9 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
         ("volatile ld", "heap, 4 bytes"): protocol,  # the mark of a rank that gave up
         ("ld", "heap"): parts,
         ("st", "heap"): REPORT_STORES * expected.waits + parts,
-        ("st", "status_ptr"): REPORT_STORES * expected.waits,
+        ("st", "status_ptr"): (REPORT_STORES + 1) * expected.waits,
         ("cas", "gpu"): expected.waits,
+        ("mark", "gpu"): expected.waits,  # that the rank gave up
         ("cas", "sys"): REFRESHES * protocol,
         ("look", "sys"): REFRESHES * protocol,
     }.items():

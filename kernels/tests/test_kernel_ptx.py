@@ -121,7 +121,11 @@ CONTROLS = {
         "    # One atomic for all flags",
         r"no barrier immediately before the release",
     ),
-    "polls that a compiler may merge": ("is_pure=False", "is_pure=True", r"1 acquires, .* has 4"),
+    "polls that a compiler may merge": (
+        "[flags.to(tl.int64)],\n            dtype=tl.int32,\n            is_pure=False",
+        "[flags.to(tl.int64)],\n            dtype=tl.int32,\n            is_pure=True",
+        r"1 acquires, .* has 4",
+    ),
     "a release for the GPU only": (
         '+ epoch, sem="release", scope="sys"',
         '+ epoch, sem="release", scope="gpu"',
@@ -251,7 +255,7 @@ MUTATIONS = {
     "a word stored twice": (
         r"(@%p\d+ st\.global\.b32 .*)",
         r"\1\n\1",
-        "words, st of heap, the source has 12",
+        "words, st of heap, the source has 10",
     ),
     "a bulk copy out of shared memory": (
         END,

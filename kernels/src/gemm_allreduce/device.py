@@ -339,7 +339,9 @@ def report(heap_table, status_ptr, code, rank, tile, source, seen, expected):
         tl.store(word + 3, source)
         tl.store(word + 4, seen)
         tl.store(word + 5, expected)
-        tl.store(control_words(heap_table, rank) + _GAVE_UP_WORD, (expected << 1) | 1)
+        # Strong, as what other CTAs of this launch read at the same time must be.
+        mark = control_words(heap_table, rank) + _GAVE_UP_WORD
+        tl.atomic_xchg(mark, (expected << 1) | 1, sem="relaxed", scope="gpu")
         tl.store(copy + 1, rank)
         tl.store(copy + 2, tile)
         tl.store(copy + 3, source)
