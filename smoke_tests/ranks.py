@@ -17,7 +17,7 @@ import torch
 from torch.distributed import ProcessGroup
 
 from gemm_allreduce import Workspace, gemm_allreduce
-from gemm_allreduce.dispatch import Choice, reachable_variants
+from gemm_allreduce.dispatch import Choice, early_form, reachable_variants
 from gemm_allreduce.kernels import Kernels, choose_kernels
 from gemm_allreduce.layout import LARGE_TILE_AREA, HeapLayout
 from gemm_allreduce.transports import Transport
@@ -221,6 +221,10 @@ class Ranks:
             found["two_shot_split"] = Choice(variant("two_shot", w))
             found["two_shot"] = Choice(variant("two_shot"))
             found["two_shot_comm"] = Choice(variant("two_shot"), comm_ctas=16)
+        if self.kind != "cpu":  # where nothing starts early
+            for name, choice in list(found.items()):
+                if early := early_form(choice, self.arch):
+                    found[f"{name}_early"] = early
         # Without Triton there is no other kernel than the cubins.
         return {
             name: choice for name, choice in found.items() if self.kernels.serves(choice.variant)

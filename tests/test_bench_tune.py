@@ -200,7 +200,8 @@ def test_the_fastest_candidate_is_picked_and_others_are_told_why_not() -> None:
 
 
 def test_the_fastest_is_timed_in_its_early_form_too() -> None:
-    from smoke_tests.measure.candidates import early_form, label
+    from gemm_allreduce.dispatch import early_form
+    from smoke_tests.measure.candidates import label
     from smoke_tests.measure.table import Tuned, rules_of, text_of
 
     early = FAST.replace("warps4", "warps4_early")

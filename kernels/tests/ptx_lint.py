@@ -79,7 +79,7 @@ POLLS: Final = 2
 REFRESHES: Final = 1
 """Places that look at a flag which may be old, and replace it."""
 REPORT_STORES: Final = 5
-"""Words that follow the status record's code: its other fields. The host's copy has the code too."""
+"""Words that follow the status record's code. The host's copy has the code as one more."""
 
 
 @dataclass(frozen=True)

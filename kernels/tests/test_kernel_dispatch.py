@@ -21,6 +21,7 @@ from gemm_allreduce.dispatch import (
     Choice,
     Shape,
     choose,
+    early_form,
     explain,
     main,
     parse_rules,
@@ -217,6 +218,16 @@ def test_shape_refuses(change: dict[str, Any], message: str) -> None:
 def test_reachable_variants_refuses() -> None:
     with pytest.raises(ValueError, match="unknown architecture 'sm_70'; valid: sm_80"):
         reachable_variants("sm_70")
+
+
+def test_an_early_form_differs_in_nothing_else() -> None:
+    choice = choose(Shape(16, 8192, 1024, 8, "sm_90"))
+    early = early_form(choice, "sm_90")
+    assert early is not None
+    assert early.variant.early
+    assert replace(early, variant=replace(early.variant, early=False)) == choice
+    assert early_form(early, "sm_90") is None
+    assert early_form(choice, "sm_89") is None
 
 
 # ------------------------------------------------------------------ the table's format

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 from typing import Final
 
-from gemm_allreduce.dispatch import BEFORE_SM_90, Choice, Shape
+from gemm_allreduce.dispatch import Choice, Shape
 from gemm_allreduce.layout import TILE_ROWS, HeapLayout
 from gemm_allreduce.limits import limits
 from gemm_allreduce.variants import WARP, Algorithm, Tile, Variant
@@ -42,13 +41,6 @@ def candidates(shape: Shape) -> tuple[Choice, ...]:
         choice for tile, per_sm in _tiles(shape) for choice in _choices(shape, tile, per_sm)
     )
     return tuple(found)
-
-
-def early_form(choice: Choice, arch: str) -> Choice | None:
-    """Return a choice that starts before the kernel before it has ended; None where none can."""
-    if choice.variant.early or arch in BEFORE_SM_90:
-        return None
-    return replace(choice, variant=replace(choice.variant, early=True))
 
 
 def misfit(choice: Choice, arch: str, registers: int, shared: int) -> str | None:

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import torch
 
-from gemm_allreduce.dispatch import Choice, Shape, choose
+from gemm_allreduce.dispatch import Choice, Shape, choose, early_form
 from gemm_allreduce.variants import Variant
 from smoke_tests.measure.bench import FUSED, Bench, RanksKind, StepError, Way, measure, together
-from smoke_tests.measure.candidates import candidates, early_form, label, misfit
+from smoke_tests.measure.candidates import candidates, label, misfit
 from smoke_tests.measure.plan import Effort, copies_of
 from smoke_tests.measure.timing import Timer
 

@@ -261,6 +261,13 @@ def sum_only(choice: Choice) -> Choice:
     return replace(choice, variant=replace(choice.variant, tile=tile, product=False))
 
 
+def early_form(choice: Choice, arch: str) -> Choice | None:
+    """Return the choice as one that starts early; None where it does, or none can. Pure."""
+    if choice.variant.early or arch in BEFORE_SM_90:
+        return None
+    return replace(choice, variant=replace(choice.variant, early=True))
+
+
 def token_steps(features: int, max_tokens: int) -> tuple[int, ...]:
     """Return values of M, from 1 to max_tokens, between which `choose` does not change.
 
