@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tdstack.lock.io import load_lock
 from tdstack.lock.model import Lock, LockedFile
 from tdstack.wheelhouse.store import Store
+from tests.halves import group_of, order_of
 
 # A shell starts background jobs with interrupts ignored, and every program below would inherit
 # that: tests of an interrupt would wait for something that cannot happen.
@@ -45,8 +46,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption("--by-hand", action="store_true", help="also run what takes minutes")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes minutes."""
+    """Leave out what takes minutes; say which tests may run beside which."""
+    if hasattr(config, "workerinput"):  # one of the processes of pytest-xdist
+        groups = {item: group_of(item.path.relative_to(ROOT)) for item in items}
+        for item, group in groups.items():
+            item.add_marker(pytest.mark.xdist_group(group))
+        items.sort(key=lambda item: order_of(groups[item]))
     if config.getoption("--by-hand", default=False):
         return
     for item in items:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from invoke.context import Context
@@ -272,5 +273,9 @@ def test(c: Context, k: str = "") -> None:
     import pytest
 
     arguments = ["tests", "kernels/tests", "smoke_tests", "--self-test"]
-    arguments += ["-k", k] if k else []
+    if k:
+        arguments += ["-k", k]
+    elif len(os.sched_getaffinity(0)) > 1:
+        # Two, however many cores there are: tests/halves.py knows what may run at once.
+        arguments += ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
     raise Exit(code=1 if pytest.main(arguments) else 0)
