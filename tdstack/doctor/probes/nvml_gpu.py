@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from ctypes import byref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tdstack.doctor.hardware import Gpu, NvLink
-
-if TYPE_CHECKING:
-    from tdstack.doctor.probes.nvml import Asker
+from tdstack.doctor.probes.nvml_asker import Asker
 
 # nvmlClocksEventReasons of nvml.h.
 REASONS = {
