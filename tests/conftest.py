@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import pytest
@@ -48,17 +48,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes minutes; say which tests may run beside which."""
+    """Leave out what takes minutes; two processes begin with the long groups."""
     if hasattr(config, "workerinput"):  # one of the processes of pytest-xdist
-        groups = {item: group_of(item.path.relative_to(ROOT)) for item in items}
-        for item, group in groups.items():
-            item.add_marker(pytest.mark.xdist_group(group))
-        items.sort(key=lambda item: order_of(groups[item]))
+        items.sort(key=lambda item: order_of(group_of(item.path.relative_to(ROOT))))
     if config.getoption("--by-hand", default=False):
         return
     for item in items:
         if item.get_closest_marker("by_hand"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: --by-hand runs it"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share the tests by groups. xdist's own groups, marks, are lost with pytest 9.2."""
+    from tests.halves_scheduler import GroupScheduling
+
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

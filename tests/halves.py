@@ -9,14 +9,15 @@ from pathlib import PurePath
 from typing import Final
 
 ENGINES: Final = "engines"
-"""They share daemons, registries, Slurm's ports, and images that others of them have built."""
+"""They share daemons, registries, Slurm's ports, the user's store, and images that others built."""
 RANKS: Final = "ranks"
 """They start ranks, or look at what is left of ranks in /dev/shm and in the process table."""
 
 _OF_ENGINES: Final = (
     *("ansible", "attest", "build", "bundle", "cluster_images", "compile", "compiler", "diff"),
     *("doctor_probes_software", "keyless", "rebuild", "registry", "scripts_images", "ship"),
-    *("slurm", "smoke_image", "verify_bitcode", "verify_nvshmem"),
+    *("kernel_wheels", "slurm", "smoke_image", "verify_bitcode", "verify_cubins"),
+    "verify_nvshmem",
 )
 _OF_RANKS: Final = (
     *("bench_tune", "cloud_init", "kubernetes_pods", "measure", "prefix_steps", "smoke"),

@@ -17,7 +17,7 @@ FILES = sorted(
 )
 SHARED = re.compile(
     r"mark\.engine|from tests\.(?:registries|registry_faults|registry_logins|engine_stores|fleet"
-    r"|slurm_cluster|ssh_hosts) import|plain_registry|running_registry"
+    r"|slurm_cluster|ssh_hosts|compiled) import|plain_registry|running_registry"
 )
 STARTS_RANKS = re.compile(r"\bPool\(|smoke_tests\.(?:pool|launch)\b|_shm\(\)")
 

@@ -277,5 +277,5 @@ def test(c: Context, k: str = "") -> None:
         arguments += ["-k", k]
     elif len(os.sched_getaffinity(0)) > 1:
         # Two, however many cores there are: tests/halves.py knows what may run at once.
-        arguments += ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
+        arguments += ["-n", "2", "--dist", "loadscope", "--no-loadscope-reorder"]
     raise Exit(code=1 if pytest.main(arguments) else 0)
