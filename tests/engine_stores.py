@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,9 +53,11 @@ def docker_daemon(folder: Path) -> Iterator[dict[str, str]]:
     """Yield the environment of a Docker daemon that this test started."""
     root_or_skip("dockerd")
     folder.mkdir(parents=True)
-    socket = folder / "docker.sock"
+    # A socket's path has 107 bytes at most, and that of containerd lies deep below this folder.
+    sockets = Path(tempfile.mkdtemp(prefix="dockerd-", dir="/tmp"))
+    socket = sockets / "docker.sock"
     command = ["dockerd", f"--host=unix://{socket}", f"--data-root={folder}/data"]
-    command += [f"--exec-root={folder}/exec", f"--pidfile={folder}/pid"]
+    command += [f"--exec-root={sockets}/exec", f"--pidfile={folder}/pid"]
     command += ["--bridge=none", "--iptables=false", "--ip-masq=false"]
     with (folder / "log").open("w") as log:
         daemon = subprocess.Popen(command, stdout=log, stderr=log)
@@ -75,6 +78,7 @@ def docker_daemon(folder: Path) -> Iterator[dict[str, str]]:
             except subprocess.TimeoutExpired:
                 daemon.kill()
             shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(sockets, ignore_errors=True)
 
 
 def _answers(socket: Path) -> bool:

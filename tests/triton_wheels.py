@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sysconfig
 import zipfile
@@ -125,7 +126,11 @@ def real_stock(lock: Lock) -> Path:
     named = workspace.store.work() / "tests" / file.name
     named.parent.mkdir(exist_ok=True)
     if not named.exists():
-        named.symlink_to(workspace.store.path(file))
+        # Resolved: the store may be reached through a folder that goes with the test. Renamed:
+        # another process may do the same, and what was there may lead nowhere.
+        beside = named.with_name(f".{os.getpid()}-{named.name}")
+        beside.symlink_to(workspace.store.path(file).resolve())
+        beside.replace(named)
     return named
 
 
