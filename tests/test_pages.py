@@ -126,7 +126,7 @@ def test_a_measure_that_is_not_there_is_named(virtual: Result) -> None:
 
 @pytest.mark.parametrize("figure", figures.FIGURES, ids=lambda figure: figure.file)
 def test_a_plot_is_a_picture_of_its_own(figure: figures.Figure) -> None:
-    text = figures.draw(figure, ROOT)
+    text = figures.draw(figure, read(ROOT / figure.data))
     picture = ElementTree.fromstring(text)
     assert picture.tag == "{http://www.w3.org/2000/svg}svg"
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")

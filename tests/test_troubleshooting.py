@@ -62,7 +62,7 @@ def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         name, _, anchor = target.partition("#")
         path = ROOT / "docs" / name if name else ROOT / page
-        assert path.exists(), target
+        assert path.is_file(), target
         if anchor:
             assert anchor in _anchors(path.read_text(encoding="utf-8")), target
 

@@ -73,8 +73,8 @@ def variant_of(kind: str, arch: str) -> Variant:
 def expected_of(variant: Variant) -> Expected:
     """Read off the sources: each wait_flags there, and each publish."""
     threads, ranks = WARP * variant.tile.num_warps, variant.world_size
-    plain = {"threads": threads, "scaled": variant.scaled, "bulk": variant.tile.bulk}
-    plain["early"] = variant.early
+    plain = {"threads": threads, "scaled": variant.scaled}
+    plain |= {"bulk": variant.tile.bulk, "early": variant.early}
     width = min(WIDE, variant.tile.area * ELEMENT_BYTES // threads)
     if variant.algorithm == "direct":
         return Expected(0, 0, ranks=0, tile_width=width, **plain)

@@ -466,11 +466,11 @@ def _bulk(program: Program, expected: Expected) -> Iterator[str]:
 
 
 WAIT: Final = "griddepcontrol.wait"
-RELEASE: Final = "griddepcontrol.launch_dependents"
+START_NEXT: Final = "griddepcontrol.launch_dependents"
 
 
 def _early(program: Program, expected: Expected) -> Iterator[str]:
-    for op in (WAIT, RELEASE):
+    for op in (WAIT, START_NEXT):
         found = [at for at in program.code if at.op == op]
         if len(found) != expected.early:
             yield f"{len(found)} times {op}, the source has {int(expected.early)}"
@@ -483,7 +483,7 @@ def _early(program: Program, expected: Expected) -> Iterator[str]:
         if at.is_prefetch and not expected.early:
             yield f"asked for ahead, the source does not: {at}"
     if expected.early:
-        touched = program.first_met(0, lambda a: a.op == WAIT or a.is_global or a.op == RELEASE)
+        touched = program.first_met(0, lambda a: a.op == WAIT or a.is_global or a.op == START_NEXT)
         for at in touched:
             if at.op != WAIT:
                 yield f"before the kernel before it has ended: {at}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
-from smoke_tests.records import Label, Measure, read
+from smoke_tests.records import Label, Measure, Result
 from tdstack.pages.performance import FOUR, VIRTUAL, select
 from tdstack.smoke.charts import line_chart
 from tdstack.smoke.html import render
-from tdstack.smoke.views import Line, Lines
+from tdstack.smoke.views import Lines, line
 
 FOLDER: Final = "docs/plots"
 RATIO: Final = "fused/serial"
@@ -51,15 +51,15 @@ FIGURES: Final = (
 )
 
 
-def drawn(root: Path) -> dict[str, str]:
-    """Return every plot by its path, from the data below ``root``."""
-    return {f"{FOLDER}/{one.file}": draw(one, root) for one in FIGURES}
+def drawn(runs: Mapping[str, Result]) -> dict[str, str]:
+    """Return every plot by its path, from runs by their files."""
+    return {f"{FOLDER}/{one.file}": draw(one, runs[one.data]) for one in FIGURES}
 
 
-def draw(figure: Figure, root: Path) -> str:
+def draw(figure: Figure, run: Result) -> str:
     """Return a plot as SVG; it needs nothing but itself."""
     lines: dict[Label, list[Measure]] = {}
-    for measure in select(read(root / figure.data), RATIO, **dict(figure.labels)):
+    for measure in select(run, RATIO, **dict(figure.labels)):
         # Bands are for runs that are judged; these are of the data that bands come from.
         lines.setdefault(measure.labels[figure.by], []).append(replace(measure, band=None))
     view = Lines(
@@ -67,10 +67,7 @@ def draw(figure: Figure, root: Path) -> str:
         "ratio",
         figure.title,
         tuple(
-            Line(
-                f"W {name}" if figure.by == "w" else f"over {name}",
-                tuple(sorted(points, key=lambda measure: int(measure.labels["m"]))),
-            )
+            line(f"W {name}" if figure.by == "w" else f"over {name}", points)
             for name, points in lines.items()
         ),
     )

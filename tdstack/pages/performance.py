@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-from smoke_tests.records import Label, Measure, Result, read
+from smoke_tests.records import Label, Measure, Result
 from tdstack.pages.places import table
 
 PAGE: Final = "docs/performance.md"
@@ -17,6 +16,7 @@ VIRTUAL: Final = "docs/data/measure-virtual-h100.jsonl"
 SUM: Final = "cublas+sum kernel"
 OWN: Final = "cublas+own all-reduce"
 ALONE: Final = "cublas"
+COPY: Final = "copy"
 _WIDTHS: Final = (1, 16, 64, 128, 256, 1024, 2048, 8192)
 """M of the tables of virtual ranks."""
 
@@ -25,34 +25,34 @@ _WIDTHS: Final = (1, 16, 64, 128, 256, 1024, 2048, 8192)
 class Reach:
     """A ratio of times, fused / baseline, that calls on virtual ranks are to keep.
 
-    ``baseline`` may be ``copy``: then it is the time that weights take at the rate of a copy, over
+    ``baseline`` may be COPY: then it is the time that weights take at the rate of a copy, over
     the time of the call, and ``bound`` the least.
     """
 
     w: int
     k: int
     tokens: tuple[int, ...]
-    baseline: Literal["cublas", "cublas+sum kernel", "cublas+own all-reduce", "copy"]
+    baseline: str
     bound: float
 
 
 _DECODE: Final = (1, 8, 16, 32, 64)
 REACH: Final = (
-    *(Reach(1, k, _DECODE, "cublas", 1.10) for k in (1024, 3696)),
-    *(Reach(1, k, (1024, 2048, 8192), "cublas", 1.10) for k in (1024, 3696)),
-    Reach(8, 1024, (16,), "cublas+sum kernel", 0.95),
-    Reach(8, 1024, (64,), "cublas+sum kernel", 1.0),
-    Reach(8, 3696, _DECODE, "cublas+sum kernel", 0.97),
-    Reach(4, 1024, _DECODE, "cublas+sum kernel", 0.85),
-    Reach(2, 1024, _DECODE, "cublas+sum kernel", 0.72),
-    *(Reach(8, k, (1024, 2048), "cublas+own all-reduce", 1.0) for k in (1024, 3696)),
-    *(Reach(8, k, (1, 8, 16), "copy", 0.8) for k in (1024, 3696)),
+    *(Reach(1, k, _DECODE, ALONE, 1.10) for k in (1024, 3696)),
+    *(Reach(1, k, (1024, 2048, 8192), ALONE, 1.10) for k in (1024, 3696)),
+    Reach(8, 1024, (16,), SUM, 0.95),
+    Reach(8, 1024, (64,), SUM, 1.0),
+    Reach(8, 3696, _DECODE, SUM, 0.97),
+    Reach(4, 1024, _DECODE, SUM, 0.85),
+    Reach(2, 1024, _DECODE, SUM, 0.72),
+    *(Reach(8, k, (1024, 2048), OWN, 1.0) for k in (1024, 3696)),
+    *(Reach(8, k, (1, 8, 16), COPY, 0.8) for k in (1024, 3696)),
 )
 
 
-def tables(root: Path) -> dict[str, str]:
-    """Return every table of the page by the name of its place, from the data below ``root``."""
-    four, virtual = read(root / FOUR), read(root / VIRTUAL)
+def tables(runs: Mapping[str, Result]) -> dict[str, str]:
+    """Return every table of the page by the name of its place, from runs by their files. Pure."""
+    four, virtual = runs[FOUR], runs[VIRTUAL]
     return {
         "four H200": calls_table(four),
         "virtual ranks": ratio_table(virtual, "best", (1, 2, 4, 8)),
@@ -111,7 +111,7 @@ def reach_table(result: Result, wanted: Iterable[Reach]) -> str:
     rows = []
     for one in wanted:
         found = [ratio(result, one, m) for m in one.tokens]
-        over = one.baseline == "copy"
+        over = one.baseline == COPY
         holds = all(r >= one.bound if over else r <= one.bound for r in found)
         what = "weights at the copy rate / fused" if over else f"fused / {_NAMES[one.baseline]}"
         cells = [str(one.w), str(one.k), what, f"{'>=' if over else '<='} {one.bound:.2f}"]
@@ -132,7 +132,7 @@ _NAMES: Final = {
 def ratio(result: Result, wanted: Reach, m: int) -> float:
     """Return the ratio of one call, which ``bound`` is a bound of. Pure."""
     labels = _labels(wanted, m)
-    if wanted.baseline != "copy":
+    if wanted.baseline != COPY:
         return 1 / the(result, "fused/serial", baseline=wanted.baseline, **labels)
     (call,) = select(result, "call", way="fused", **labels)
     weights = wanted.w * wanted.k * int(call.labels["n"]) * 2  # bf16
@@ -142,7 +142,7 @@ def ratio(result: Result, wanted: Reach, m: int) -> float:
 
 def limit(result: Result, wanted: Reach, m: int) -> float:
     """Return the ratio that a call at the physical limit of the run would have. Pure."""
-    if wanted.baseline == "copy":
+    if wanted.baseline == COPY:
         return 1.0
     labels = _labels(wanted, m)
     serial = the(result, "call", way=wanted.baseline, **labels)

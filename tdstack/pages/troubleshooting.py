@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from tdstack.pages.places import table
 from tdstack.troubleshooting import sections
 from tdstack.verify.symptoms import Section, Symptom
 
@@ -26,16 +27,16 @@ def troubleshooting() -> str:
 
 
 def _section(section: Section) -> str:
-    lines = [f"## {section.title}", "", f"| {section.asked} | cause | fix |", "|---|---|---|"]
-    return "\n".join([*lines, *map(_row, section.rows), ""])
+    rows = table([section.asked, "cause", "fix"], [_row(row) for row in section.rows])
+    return f"## {section.title}\n\n{rows}\n"
 
 
-def _row(row: Symptom) -> str:
+def _row(row: Symptom) -> list[str]:
     anchor = f'<a id="{row.id}"></a>' if row.id else ""
     checks = ", ".join(f"[{name}](doctor.md#{name})" for name in row.checks)
     cause = f"{row.cause} (doctor: {checks})" if checks else row.cause
     fix = re.sub(r"\{(\w+)\}", lambda found: found.group(1).upper(), row.fix)
-    return f"| {anchor}{_cell(row.symptom)} | {_cell(cause)} | {_cell(fix)} |"
+    return [anchor + _cell(row.symptom), _cell(cause), _cell(fix)]
 
 
 def _cell(text: str) -> str:

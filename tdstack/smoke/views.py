@@ -68,7 +68,7 @@ def lines_over_m(measures: Iterable[Measure]) -> list[Lines]:
             lines = groups.setdefault(key_of(measure, ("m", *varying)), {})
             lines.setdefault(_label(measure, varying), []).append(measure)
     plots = [
-        Lines(name, unit, show_labels(labels), tuple(_line(k, lines[k]) for k in lines))
+        Lines(name, unit, show_labels(labels), tuple(line(k, lines[k]) for k in lines))
         for (name, unit, labels), lines in groups.items()
     ]
     return sorted(plots, key=lambda plot: plot.unit != "ratio")
@@ -111,7 +111,8 @@ def _label(measure: Measure, varying: list[str]) -> str:
     return show_labels((name.upper(), measure.labels[name]) for name in varying) or measure.name
 
 
-def _line(label: str, points: list[Measure]) -> Line:
+def line(label: str, points: list[Measure]) -> Line:
+    """Return the line of measures that have a label ``m``."""
     return Line(label, tuple(sorted(points, key=lambda measure: int(measure.labels["m"]))))
 
 
