@@ -28,6 +28,9 @@ from smoke_tests.records import Band, Label, Measure, Tier
 from smoke_tests.reference import require_equal
 from smoke_tests.steps import Steps
 
+EARLY_BYTES = 1024
+"""What early forms ask for of a row of weight: less than a row has at the depths above."""
+
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -223,7 +226,7 @@ class Ranks:
             found["two_shot_comm"] = Choice(variant("two_shot"), comm_ctas=16)
         if self.kind != "cpu":  # where nothing starts early
             for name, choice in list(found.items()):
-                if early := early_form(choice, self.arch):
+                if early := early_form(choice, self.arch, EARLY_BYTES):
                     found[f"{name}_early"] = early
         # Without Triton there is no other kernel than the cubins.
         return {

@@ -26,7 +26,7 @@ def test_kernels_compiled_ahead_are_in_tritons_cache(
     from smoke_tests.ahead import compile_ahead, text_of, variants_of
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    good = Variant("one_shot", "bf16", "bf16", 2, Tile(16, 64, 64, 2, 4), early=True)
+    good = Variant("one_shot", "bf16", "bf16", 2, Tile(16, 64, 64, 2, 4), early=48)
     too_large = Variant("two_shot", "bf16", "bf16", 2, Tile(128, 256, 256, 6, 8), 2)
     assert variants_of(text_of([good, too_large])) == [good, too_large]
     compile_ahead([too_large, good], "sm_90")

@@ -1,4 +1,6 @@
-"""One rank of the sum alone, interpreted: python all_reduce_rank.py FOLDER RANK W. Prints JSON.
+"""One rank of kernels that only sum, interpreted: python all_reduce_rank.py FOLDER RANK W.
+
+Prints JSON.
 
 Integers, so that sums are exact; and calls of the fused kernels between, as both share the epoch.
 """
@@ -51,6 +53,31 @@ def summed(workspace: Workspace, rank: int, w: int, rows: tuple[int, ...], out: 
     return wrong
 
 
+def unfused(workspace: Workspace, rank: int, w: int) -> list[str]:
+    """Call gemm_allreduce, whose dispatch chooses a sum alone; return what was wrong."""
+    wrong = []
+    depth = 16
+    for tokens in (0, 17, MOST, MOST + 3):
+        x = [integers(100 * tokens + r, tokens, depth) for r in range(w)]
+        weight = [integers(200 + r, FEATURES, depth) for r in range(w)]
+        bias, residual = integers(1, FEATURES), integers(2, tokens, FEATURES)
+        product = sum((a.float() @ b.float().T for a, b in zip(x, weight, strict=True)))
+        kept = [t.clone() for t in (x[rank], weight[rank], bias)]
+        for name, more, want in (
+            ("", {}, product),
+            ("bias and residual", {"bias": bias, "residual": residual}, product + bias + residual),
+            ("into the residual", {"residual": residual, "out": residual}, product + residual),
+        ):
+            y = gemm_allreduce(x[rank], weight[rank], workspace, **more)
+            if not torch.equal(y, want.to(HALF)):  # type: ignore[union-attr]
+                wrong.append(f"M {tokens} {name}: {int((y != want).sum())} elements")
+        given = (x[rank], weight[rank], bias)
+        if not all(torch.equal(a, b) for a, b in zip(given, kept, strict=True)):
+            wrong.append(f"M {tokens}: an operand was overwritten")
+    workspace.check()
+    return wrong
+
+
 def main() -> None:
     folder, rank, w = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_grad_enabled(False)
@@ -67,9 +94,13 @@ def found(rank: int, w: int) -> dict[str, object]:
     answer: dict[str, object] = {}
     tile = Tile(64, 128, 32, 1, 4)
     unsplit = Choice(Variant("two_shot", "fp16", "fp16", w, tile), comm_ctas=1)
+    split = Choice(Variant("two_shot", "fp16", "fp16", w, tile, w))
     for name, dispatch, rows in (
         ("table", choose, (0, 16, 17, 65, MOST + 3)),
         ("communication CTAs", lambda _: unsplit, (17, MOST)),
+        ("split", lambda _: split, (17, MOST)),
+        ("not fused", lambda _: sum_only(unsplit), ()),
+        ("not fused, split", lambda _: sum_only(split), ()),
     ):
         names: set[str] = set()
 
@@ -85,7 +116,10 @@ def found(rank: int, w: int) -> dict[str, object]:
             dtype=HALF,
             dispatch=chosen,
         )
-        answer[name] = summed(workspace, rank, w, rows, name == "table")
+        if rows:
+            answer[name] = summed(workspace, rank, w, rows, name == "table")
+        else:
+            answer[name] = unfused(workspace, rank, w)
         answer[f"kernels of {name}"] = sorted(names)
         answer[f"epochs of {name}"] = workspace.epochs()
         workspace.close()

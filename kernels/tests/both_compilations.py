@@ -21,7 +21,7 @@ from gemm_allreduce.variants import Tile, Variant
 
 VARIANTS = (
     Variant("direct", "bf16", "bf16", 1, Tile(16, 64, 64, 3, 4)),
-    Variant("one_shot", "fp16", "fp16", 2, Tile(16, 128, 64, 3, 4), early=True),
+    Variant("one_shot", "fp16", "fp16", 2, Tile(16, 128, 64, 3, 4), early=48),
     Variant("two_shot", "bf16", "fp8e4m3", 4, Tile(64, 64, 64, 3, 4, bulk=True), 4),
 )
 

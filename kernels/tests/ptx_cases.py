@@ -42,8 +42,10 @@ KINDS: dict[str, tuple[int, int, Operand]] = {
     "direct_early": (16, 1, "bf16"),
     "direct_large": (8192, 1, "bf16"),
     "one_shot": (16, 8, "bf16"),
+    "one_shot_early": (16, 8, "bf16"),
     "one_shot_two_ranks": (64, 2, "bf16"),
     "two_shot_split": (64, 8, "bf16"),
+    "two_shot_split_early": (64, 8, "bf16"),
     "two_shot": (8192, 8, "bf16"),
     "two_shot_early": (8192, 8, "bf16"),
     "two_shot_int8": (8192, 8, "int8"),
@@ -67,14 +69,14 @@ def variant_of(kind: str, arch: str) -> Variant:
     tokens, ranks, operand = KINDS[kind]
     dtype = "fp16" if operand == "fp16" else "bf16"
     variant = choose(Shape(tokens, 8192, 1024, ranks, arch, dtype, operand)).variant
-    return dataclasses.replace(variant, multimem="multimem" in kind, early="early" in kind)
+    return dataclasses.replace(variant, multimem="multimem" in kind, early=512 * ("early" in kind))
 
 
 def expected_of(variant: Variant) -> Expected:
     """Read off the sources: each wait_flags there, and each publish."""
     threads, ranks = WARP * variant.tile.num_warps, variant.world_size
     plain = {"threads": threads, "scaled": variant.scaled}
-    plain |= {"bulk": variant.tile.bulk, "early": variant.early}
+    plain |= {"bulk": variant.tile.bulk, "early": variant.early > 0}
     width = min(WIDE, variant.tile.area * ELEMENT_BYTES // threads)
     if variant.algorithm == "direct":
         return Expected(0, 0, ranks=0, tile_width=width, **plain)

@@ -14,7 +14,7 @@ from gemm_allreduce.dispatch import ARCHS, Shape, choose, sum_only
 
 
 @needs_interpreter
-def test_two_ranks_sum_whatever_the_algorithm(tmp_path: Path) -> None:
+def test_two_ranks_sum_whatever_the_algorithm_and_whoever_multiplied(tmp_path: Path) -> None:
     w = 2
     started = [
         subprocess.Popen(
@@ -30,15 +30,19 @@ def test_two_ranks_sum_whatever_the_algorithm(tmp_path: Path) -> None:
     assert [p.returncode for p in started] == [0] * w, said[0][1][-2000:] + said[1][1][-2000:]
     found = [json.loads(out) for out, _ in said]
     assert found[0] == found[1]
-    assert found[0]["table"] == found[0]["communication CTAs"] == []
+    for name in ("table", "communication CTAs", "split", "not fused", "not fused, split"):
+        assert found[0][name] == [], name
     # No launch for M 0, two for more rows than the workspace has, one for the product between.
     assert found[0]["epochs of table"] == [6]
     algorithms = {name.partition("_fp16")[0] for name in found[0]["kernels of table"]}
-    assert algorithms == {"one_shot", "two_shot"}
+    assert algorithms == {"one_shot"}
     assert all("_given_" in name for name in found[0]["kernels of table"])
-    assert found[0]["kernels of communication CTAs"] == [
-        "two_shot_fp16_w2_given_64x128x32_stages1_warps4"
-    ]
+    for name, split in (("communication CTAs", ""), ("not fused, split", "_split")):
+        assert found[0][f"kernels of {name}"] == [
+            f"two_shot_fp16_w2{split}_given_64x128x32_stages1_warps4"
+        ]
+    # One launch a call: none for M 0, two for more rows than the workspace has, three times each.
+    assert found[0]["epochs of not fused"] == [3 * (0 + 1 + 1 + 2)]
 
 
 @pytest.mark.parametrize("arch", ARCHS)

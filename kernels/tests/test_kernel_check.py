@@ -37,7 +37,7 @@ from gemm_allreduce.variants import Tile, Variant
 PTXAS = Ptxas("/somewhere/ptxas", "12.8.93", "ab" * 32)
 TRITON = Triton("3.4.0", "3.4.0+dist.01234567", True, "cd" * 32)
 VARIANT = SELECTED[2]
-"""Two-shot with split, 8 ranks."""
+"""Two-shot with split, 4 ranks."""
 
 
 def made(variant: Variant, arch: str, shared: int = 4096, **changes: Any) -> Cubin:
@@ -287,7 +287,7 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, di
 
 
 def test_a_whole_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, document = report(capsys, "--dir", str(bundle), "--shape", "16,8192,1024,8,sm_90")
+    code, document = report(capsys, "--dir", str(bundle), "--shape", "16,8192,14784,8,sm_90")
     assert (code, document["findings"]) == (0, [])
     (found,) = document["bundles"]
     assert (found["cuda"], found["triton"], found["current"]) == ("12.8", TRITON.distribution, True)

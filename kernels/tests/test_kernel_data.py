@@ -302,8 +302,11 @@ def test_names_are_unique_and_say_what_differs() -> None:
     assert given_partials.name == "two_shot_bf16_w8_given_64x128x64_stages3_warps4"
 
 
-def test_dispatch_chooses_nothing_but_products() -> None:
-    assert all(variant.product for variant in REACHABLE)
+def test_dispatch_chooses_sums_alone_for_operands_that_torch_multiplies() -> None:
+    alone = [variant for variant in REACHABLE if not variant.product]
+    assert alone
+    assert all(variant.operand == variant.dtype for variant in alone)
+    assert all(variant.world_size > 1 and not variant.tile.bulk for variant in alone)
 
 
 def test_only_direct_has_small_tiles() -> None:

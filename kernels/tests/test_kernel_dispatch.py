@@ -31,7 +31,7 @@ from gemm_allreduce.dispatch import (
 )
 from gemm_allreduce.launch import plan_grid
 from gemm_allreduce.layout import MOST_CTAS, HeapLayout, ceil_div
-from gemm_allreduce.variants import DTYPES, OPERANDS, WORLD_SIZES, Tile, Variant
+from gemm_allreduce.variants import DTYPES, OPERANDS, WORLD_SIZES, Operand, Tile, Variant
 
 SOURCES = Path(gemm_allreduce.__file__).resolve().parent.parent
 PROCESSORS = (132, 67, 66, 49, 48, 33, 32, 16)
@@ -66,7 +66,8 @@ def test_every_shape_is_served(shape: Shape) -> None:
         assert shape.tokens <= HeapLayout(shape.world_size, 1, 1).small_tokens
         assert choice.comm_ctas == 0
     assert choice.ctas_per_sm >= 1 and choice.comm_ctas >= 0
-    assert not choice.variant.multimem and choice.variant.product
+    assert not choice.variant.multimem
+    assert choice.variant.product or (shape.operand or shape.dtype) == shape.dtype
 
 
 @given(shapes())
@@ -113,21 +114,30 @@ OTHERS = tuple(arch for arch in ARCHS if arch != TUNED)
         (65, 1024, 1, 132, "direct", 1, 0, Tile(64, 128, 128, 4, 4, True)),
         (257, 1024, 1, 132, "direct", 1, 0, Tile(128, 256, 64, 4, 8, True)),
         (16, 1024, 8, 33, "one_shot", 1, 0, Tile(16, 64, 256, 3, 8)),
-        (16, 1024, 8, 32, "two_shot", 8, 0, Tile(16, 256, 128, 3, 8)),
-        (16, 1024, 4, 67, "one_shot", 1, 0, Tile(16, 64, 256, 3, 8)),
-        (16, 1024, 4, 66, "one_shot", 1, 0, Tile(16, 128, 128, 3, 8)),
-        (32, 1024, 4, 132, "one_shot", 1, 0, Tile(32, 64, 256, 4, 4)),
+        (16, 2048, 8, 32, "two_shot", 8, 0, Tile(16, 256, 64, 2, 4)),
+        (16, 2049, 8, 32, "two_shot", 8, 0, Tile(16, 256, 128, 3, 8)),
+        (16, 1024, 4, 49, "one_shot", 1, 0, Tile(16, 64, 256, 3, 8)),
+        (16, 1024, 4, 48, "one_shot", 1, 0, Tile(16, 256, 128, 3, 8)),
+        (16, 1024, 2, 67, "one_shot", 1, 0, Tile(16, 64, 256, 3, 8)),
+        (16, 2048, 2, 66, "one_shot", 1, 0, Tile(16, 128, 64, 4, 4)),
+        (16, 2049, 2, 66, "one_shot", 1, 0, Tile(16, 128, 128, 3, 8)),
+        (32, 3072, 4, 132, "one_shot", 1, 0, Tile(32, 64, 128, 4, 4)),
+        (32, 3073, 4, 132, "one_shot", 1, 0, Tile(32, 64, 256, 4, 4)),
         (33, 1024, 2, 132, "one_shot", 1, 0, Tile(64, 64, 128, 3, 4)),
-        (33, 1024, 4, 49, "two_shot", 4, 0, Tile(64, 64, 128, 4, 4)),
-        (17, 1024, 8, 48, "two_shot", 8, 0, Tile(64, 128, 64, 3, 4)),
+        (33, 1024, 2, 66, "one_shot", 1, 0, Tile(64, 128, 64, 4, 4)),
+        (33, 1024, 4, 49, "two_shot", 4, 0, Tile(64, 64, 64, 6, 4)),
+        (17, 1024, 8, 32, "two_shot", 8, 0, Tile(64, 128, 64, 3, 4)),
+        (17, 1024, 4, 48, "two_shot", 4, 0, Tile(64, 128, 64, 3, 4)),
         (64, 1024, 2, 132, "one_shot", 1, 0, Tile(64, 64, 128, 3, 4)),
-        (65, 1024, 2, 132, "two_shot", 2, 0, Tile(64, 128, 128, 4, 4, True)),
-        (256, 1024, 8, 132, "two_shot", 1, 0, Tile(128, 128, 128, 3, 8, True)),
+        (65, 1024, 2, 132, "one_shot", 1, 0, Tile(64, 128, 128, 4, 4, True)),
+        (129, 1024, 2, 132, "one_shot", 1, 0, Tile(128, 128, 64, 6, 8, True)),
+        (256, 1024, 8, 132, "two_shot", 1, 0, Tile(128, 128, 128, 1, 8)),
         (257, 1024, 8, 132, "two_shot", 1, 0, Tile(128, 256, 64, 4, 8, True)),
         (513, 3072, 8, 132, "two_shot", 1, 24, Tile(128, 256, 64, 4, 8, True)),
         (513, 3072, 8, 66, "two_shot", 1, 0, Tile(128, 256, 64, 4, 8, True)),
         (2048, 3073, 8, 132, "two_shot", 1, 0, Tile(128, 256, 64, 4, 8, True)),
         (2049, 3073, 8, 132, "two_shot", 1, 8, Tile(128, 256, 64, 4, 8, True)),
+        (2049, 3073, 2, 132, "two_shot", 1, 0, Tile(128, 256, 64, 4, 8, True)),
     ],
 )
 def test_the_tuned_table_at_its_edges(
@@ -144,6 +154,45 @@ def test_the_tuned_table_at_its_edges(
     variant = choice.variant
     assert (variant.algorithm, variant.split, variant.tile) == (algorithm, split, tile)
     assert choice.comm_ctas == comm_ctas
+
+
+@pytest.mark.parametrize(
+    ("tokens", "depth", "ranks", "processors", "early"),
+    [
+        (16, 1024, 1, 132, 16),
+        (64, 1024, 1, 132, 512),
+        (65, 1024, 1, 132, 0),
+        (16, 8192, 4, 132, 512),
+        (16, 8193, 4, 132, 0),  # CTAs come to lie unevenly
+        (64, 8192, 2, 132, 512),
+        (64, 8193, 2, 132, 0),
+        (16, 2048, 2, 66, 512),
+        (16, 2049, 2, 66, 0),
+        (64, 1024, 4, 33, 0),
+        (128, 14784, 8, 132, 512),
+        (257, 1024, 8, 132, 0),
+    ],
+)
+def test_where_the_tuned_table_starts_early(
+    tokens: int, depth: int, ranks: int, processors: int, early: int
+) -> None:
+    shape = Shape(tokens, 8192, depth, ranks, TUNED, processors=processors)
+    assert choose(shape).variant.early == early
+
+
+@pytest.mark.parametrize("ranks", [4, 8])
+def test_where_the_tuned_table_does_not_fuse(ranks: int) -> None:
+    def fused(tokens: int, operand: Operand | None = None) -> bool:
+        return choose(Shape(tokens, 8192, 1024, ranks, TUNED, operand=operand)).variant.product
+
+    assert [fused(m) for m in (128, 129, 256, 257)] == [True, False, False, True]
+    assert fused(256, "int8"), "torch does not multiply those with their scales"
+    said = explain(Shape(256, 8192, 1024, ranks, TUNED))
+    assert "not fused: torch multiplies, then this kernel sums" in said
+    assert "not fused" not in explain(Shape(257, 8192, 1024, ranks, TUNED)).splitlines()[-1]
+    assert "two_shot: for plain operands" in explain(
+        Shape(256, 8192, 1024, ranks, TUNED, operand="int8")
+    )
 
 
 @pytest.mark.parametrize("arch", OTHERS)
@@ -178,10 +227,11 @@ def test_every_variant_of_the_table_is_of_use(arch: str) -> None:
     """One that rules before it hide would be compiled for nothing."""
     eight = ("int8",) if arch == "sm_80" else ("int8", "fp8e4m3")
     chosen = {
-        choose(Shape(tokens, features, 1024, ranks, arch, dtype, operand, processors)).variant
+        choose(Shape(tokens, features, depth, ranks, arch, dtype, operand, processors)).variant
         for ranks in WORLD_SIZES
         for tokens in (1, 16, 17, 32, 33, 48, 49, 64, 65, 128, 129, 256, 257, 513, 8192)
         for features in (8, 1024, 8192)
+        for depth in (1024, 3696, 14784)
         for dtype in DTYPES
         for operand in OPERANDS
         if operand in (dtype, *eight)
@@ -222,12 +272,13 @@ def test_reachable_variants_refuses() -> None:
 
 def test_an_early_form_differs_in_nothing_else() -> None:
     choice = choose(Shape(16, 8192, 1024, 8, "sm_90"))
-    early = early_form(choice, "sm_90")
+    choice = replace(choice, variant=replace(choice.variant, early=0))
+    early = early_form(choice, "sm_90", 256)
     assert early is not None
-    assert early.variant.early
-    assert replace(early, variant=replace(early.variant, early=False)) == choice
-    assert early_form(early, "sm_90") is None
-    assert early_form(choice, "sm_89") is None
+    assert early.variant.early == 256
+    assert replace(early, variant=replace(early.variant, early=0)) == choice
+    assert early_form(early, "sm_90", 256) is None
+    assert early_form(choice, "sm_89", 256) is None
 
 
 # ------------------------------------------------------------------ the table's format
@@ -239,14 +290,24 @@ def test_parse_rules_reads_every_field() -> None:
     (rule,) = parse_rules(
         [
             RULE
-            | {"archs": ["sm_90"], "max_tokens": 64, "max_bytes": 4096, "early": True}
+            | {"archs": ["sm_90"], "max_tokens": 64, "max_bytes": 4096, "early": 48}
             | {"comm_ctas": 4, "ctas_per_sm": 2, "max_processors": 48, "bulk": True}
             | {"max_depth": 16}
         ]
     )
     choice = rule.choice("fp16", "int8", 4)
     tile = Tile(64, 128, 64, 3, 4, True)
-    assert choice == Choice(Variant("two_shot", "fp16", "int8", 4, tile, early=True), 4, 2)
+    assert choice == Choice(Variant("two_shot", "fp16", "int8", 4, tile, early=48), 4, 2)
+    (sums,) = parse_rules(
+        [RULE | {"tile": [64, 128, 64, 1, 4], "fused": False, "operands": "plain"}]
+    )
+    unfused = sums.choice("fp16", None, 4).variant
+    assert unfused == Variant("two_shot", "fp16", "fp16", 4, sums.tile, product=False)
+    (eight,) = parse_rules([RULE | {"operands": "scaled"}])
+    plain, scaled = (Shape(1, 8, 16, 2, "sm_90", "fp16", o) for o in (None, "int8"))
+    assert [sums.refusal(plain), eight.refusal(scaled)] == [None, None]
+    assert sums.refusal(scaled) == "for plain operands"
+    assert eight.refusal(plain) == "for scaled operands"
     (split,) = parse_rules([RULE | {"split": True}])
     assert split.choice("fp16", None, 4).variant.split == 4
     fits = Shape(32, 64, 16, 2, "sm_90", processors=48)
@@ -298,7 +359,19 @@ def test_a_limit_of_multiprocessors_passes_larger_ranks_on_to_later_rules(
         ),
         ({"algorithm": "one_shot", "max_tokens": 64, "split": True}, "split must be 1"),
         ({"split": True, "comm_ctas": 1}, "comm_ctas must be 0"),
-        ({"early": True}, "early needs sm_90 or later, archs has sm_80, sm_86, sm_89"),
+        ({"archs": ["sm_90"], "early": True}, "early must be a multiple of 16 up to 65536, got Tr"),
+        ({"archs": ["sm_90"], "early": 24}, "early must be a multiple of 16 up to 65536, got 24"),
+        ({"archs": ["sm_90"], "early": -16}, "early must be a whole number of at least 0, got -16"),
+        ({"archs": ["sm_90"], "early": 16.0}, "early must be a whole number of at least 0, got 16"),
+        ({"archs": ["sm_90"], "early": 65552}, "early must be a multiple of 16"),
+        ({"fused": False}, "only sums: no bulk, and num_stages 1"),
+        (
+            {"fused": False, "tile": [64, 128, 64, 1, 4]},
+            "8-bit operands are always fused: others need operands plain",
+        ),
+        ({"operands": "fp8"}, "operands must be plain or scaled, got 'fp8'"),
+        ({"fused": False, "world_sizes": [1], "algorithm": "direct"}, "only sums"),
+        ({"early": 16}, "early needs sm_90 or later, archs has sm_80, sm_86, sm_89"),
         ({"bulk": True, "archs": ["sm_90", "sm_89"]}, "bulk needs sm_90 or later, archs has sm_89"),
     ],
 )

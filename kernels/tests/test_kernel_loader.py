@@ -162,7 +162,7 @@ def test_a_launch_gives_what_the_kernel_takes(driver: Driver, tmp_path: Path) ->
 def test_an_early_kernel_may_start_before_the_one_before_it_has_ended(
     driver: Driver, tmp_path: Path
 ) -> None:
-    early = dataclasses.replace(LARGE, early=True)
+    early = dataclasses.replace(LARGE, early=512)
     kernels = kernels_of(write_bundle(tmp_path, variants=(LARGE, early)))
     for variant in (early, LARGE):
         kernels.launch(variant, ranks_of(2), operands_of(), Grid(7, 7, 0), 1)

@@ -18,7 +18,6 @@ from .layout import (
     STATUS_WORD,
     STATUS_WORDS,
 )
-from .variants import EARLY_BYTES
 
 _ARRIVALS_WORD = tl.constexpr(ARRIVALS_WORD)
 _GAVE_UP_WORD = tl.constexpr(GAVE_UP_WORD)
@@ -26,7 +25,6 @@ _STATUS_WORD = tl.constexpr(STATUS_WORD)
 _STATUS_WORDS = tl.constexpr(STATUS_WORDS)
 _PAGE = tl.constexpr(PAGE)
 _REFRESH_CALLS = tl.constexpr(REFRESH_CALLS)
-_EARLY_BYTES = tl.constexpr(EARLY_BYTES)
 _OLD = tl.constexpr(1 << 30)
 _GROUP = tl.constexpr(8)
 """Blocks of rows that tiles go through before they come to the next block of columns."""
@@ -79,8 +77,9 @@ def start_early(
     BM: tl.constexpr,
     BN: tl.constexpr,
     PRODUCT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """Ask for the first tile's weights, wait for the kernel before, let the one behind start.
+    """Ask for EARLY bytes of each row of the first tile's weights, then wait for the kernel before.
 
     Before that wait nothing is read or written, not even what the kernel before can't have
     changed. Weights come into the L2 cache, where they are the same for all: were they written
@@ -93,9 +92,7 @@ def start_early(
             columns = block_n * BN + tl.arange(0, BN)
             columns = first_column + tl.where(columns < N, columns, 0)
             rows = (weight_ptr + columns.to(tl.int64) * K).to(tl.int64)
-            size = tl.minimum(
-                K * (weight_ptr.dtype.element_ty.primitive_bitwidth // 8), _EARLY_BYTES
-            )
+            size = tl.minimum(K * (weight_ptr.dtype.element_ty.primitive_bitwidth // 8), EARLY)
             tl.inline_asm_elementwise(
                 "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
                 "=r,l,r",
@@ -104,19 +101,28 @@ def start_early(
                 is_pure=False,
                 pack=1,
             )
-        # In assembly: Triton 3.4's own functions for the two don't compile.
+        # In assembly, as in `let_next_start`: Triton 3.4's own functions for these don't compile.
         tl.inline_asm_elementwise(
             "griddepcontrol.wait; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
         )
-        # Not before the wait: kernels behind would start while two are still running.
-        tl.inline_asm_elementwise(
-            "griddepcontrol.launch_dependents; mov.u32 $0, 0;",
-            "=r",
-            [],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
+
+
+@triton.jit
+def let_next_start(now):
+    """Let the kernel behind start, if it is an early one, once every CTA has come here with `now`.
+
+    Not before `start_early`: kernels behind would start while two are still running.
+    """
+    if _COMPILED:  # noqa: SIM102 - known when compiling, unlike the other
+        if now:
+            tl.inline_asm_elementwise(
+                "griddepcontrol.launch_dependents; mov.u32 $0, 0;",
+                "=r",
+                [],
+                dtype=tl.int32,
+                is_pure=False,
+                pack=1,
+            )
 
 
 @triton.jit

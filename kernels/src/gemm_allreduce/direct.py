@@ -11,6 +11,7 @@ from .device import (
     control_words,
     count_in,
     finish,
+    let_next_start,
     partial_tile,
     start_early,
     this_rank,
@@ -71,7 +72,8 @@ def gemm_allreduce_direct(
     K = k_vectors * (16 if SCALED else 8)
     rank, cta, ctas, first_row, first_column = this_rank(rank, M, N)
     if EARLY:
-        start_early(weight_ptr, M, N, K, first_column, cta, BM, BN, True)
+        start_early(weight_ptr, M, N, K, first_column, cta, BM, BN, True, EARLY)
+        let_next_start(True)  # nothing here waits for a peer, so it need not be late
     if BULK:
         ranks = tl.num_programs(0)
         x = tl.make_tensor_descriptor(x_ptr, [ranks * M, K], [K, 1], [BM, BK])

@@ -37,6 +37,8 @@ ARCHS: Final = (
 _NO_FP8: Final = ("sm_80", "sm_86")
 BEFORE_SM_90: Final = ("sm_80", "sm_86", "sm_89")
 """Without bulk copies (TMA) and programmatic dependent launches."""
+PLAIN: Final = "plain"
+SCALED: Final = "scaled"
 TABLE_VARIABLE: Final = "GEMM_AR_DISPATCH"
 
 
@@ -96,7 +98,9 @@ class Rule:
     max_depth: int | None = None
     max_bytes: int | None = None
     split: bool = False
-    early: bool = False
+    early: int = 0
+    fused: bool = True
+    operands: str | None = None
     comm_ctas: int = 0
     ctas_per_sm: int = 1
     min_processors: int | None = None
@@ -113,6 +117,7 @@ class Rule:
             ("max_tokens", 1),
             ("max_depth", 1),
             ("max_bytes", 1),
+            ("early", 0),
             ("comm_ctas", 0),
             ("ctas_per_sm", 1),
             ("min_processors", 1),
@@ -126,8 +131,14 @@ class Rule:
 
         if self.split and self.comm_ctas:
             raise ValueError("with split every CTA communicates: comm_ctas must be 0")
+        if not self.fused and (self.tile.bulk or self.tile.num_stages != 1):
+            raise ValueError("what is not fused only sums: no bulk, and num_stages 1")
+        if self.operands not in (None, PLAIN, SCALED):
+            raise ValueError(f"operands must be {PLAIN} or {SCALED}, got {self.operands!r}")
+        if not self.fused and self.operands != PLAIN:
+            raise ValueError(f"8-bit operands are always fused: others need operands {PLAIN}")
         lacking = [arch for arch in self.archs if arch in BEFORE_SM_90]
-        for name, wanted in (("bulk", self.tile.bulk), ("early", self.early)):
+        for name, wanted in (("bulk", self.tile.bulk), ("early", self.early > 0)):
             if wanted and lacking:
                 raise ValueError(f"{name} needs sm_90 or later, archs has {', '.join(lacking)}")
 
@@ -138,6 +149,8 @@ class Rule:
             return f"for {', '.join(map(str, self.world_sizes))} ranks"
         if shape.arch not in self.archs:
             return f"for {', '.join(self.archs)}"
+        if not self.serves(shape.operand in (None, shape.dtype)):
+            return f"for {self.operands} operands"
         if self.max_tokens is not None and shape.tokens > self.max_tokens:
             return f"M over {self.max_tokens}"
         if self.max_depth is not None and shape.depth > self.max_depth:
@@ -150,6 +163,10 @@ class Rule:
             return f"for ranks of at most {self.max_processors} multiprocessors"
         return None
 
+    def serves(self, plain: bool) -> bool:
+        """Return whether the rule is for operands of y's type, or for 8-bit ones."""
+        return self.operands in (None, PLAIN if plain else SCALED)
+
     def choice(self, dtype: Dtype, operand: Operand | None, world_size: int) -> Choice:
         """Return what the rule chooses."""
         variant = Variant(
@@ -159,6 +176,7 @@ class Rule:
             world_size,
             self.tile,
             world_size if self.split else 1,
+            product=self.fused,
             early=self.early,
         )
         return Choice(variant, self.comm_ctas, self.ctas_per_sm)
@@ -261,11 +279,13 @@ def sum_only(choice: Choice) -> Choice:
     return replace(choice, variant=replace(choice.variant, tile=tile, product=False))
 
 
-def early_form(choice: Choice, arch: str) -> Choice | None:
-    """Return the choice as one that starts early; None where it does, or none can. Pure."""
+def early_form(choice: Choice, arch: str, size: int) -> Choice | None:
+    """Return the choice as one that starts early and asks for `size` bytes of a row; None where
+    it does already, or none can. Pure.
+    """
     if choice.variant.early or arch in BEFORE_SM_90:
         return None
-    return replace(choice, variant=replace(choice.variant, early=True))
+    return replace(choice, variant=replace(choice.variant, early=size))
 
 
 def token_steps(features: int, max_tokens: int) -> tuple[int, ...]:
@@ -295,7 +315,7 @@ def reachable_variants(arch: str) -> tuple[Variant, ...]:
         rule.choice(dtype, operand, world_size).variant: None
         for dtype, operand in operands
         for rule in rules()
-        if arch in rule.archs
+        if arch in rule.archs and rule.serves(operand == dtype)
         for world_size in rule.world_sizes
     }
     return tuple(found)
@@ -310,6 +330,8 @@ def explain(shape: Shape) -> str:
             choice = rule.choice(shape.dtype, shape.operand, shape.world_size)
             lines.append(f"rule {number:2}  chosen: {choice.variant.name}")
             lines.append(f"         comm_ctas {choice.comm_ctas}, per SM {choice.ctas_per_sm}")
+            if not rule.fused:
+                lines.append("         not fused: torch multiplies, then this kernel sums")
             return "\n".join(lines)
         lines.append(f"rule {number:2}  {rule.algorithm}: {refusal}")
     return "\n".join([*lines, "no rule fits"])

@@ -158,7 +158,7 @@ class CubinKernels:
                 loaded = self._load_record(record)
                 _loaded[place, self._device] = loaded
         scratch = ranks.scratch.data_ptr() if variant.tile.bulk else 0
-        ready = _Ready(loaded, _Arguments(record.scratch, scratch), variant.early)
+        ready = _Ready(loaded, _Arguments(record.scratch, scratch), variant.early > 0)
         return self._kernels.setdefault(variant, ready)
 
     def _load_record(self, record: Record) -> Loaded:

@@ -61,7 +61,7 @@ def compile_options(variant: Variant) -> dict[str, Any]:
         "enable_fp_fusion": ENABLE_FP_FUSION,
         # CTAs wait for each other: a grid that is not resident at once must fail, not hang.
         "launch_cooperative_grid": True,
-        "launch_pdl": variant.early,
+        "launch_pdl": variant.early > 0,
     }
 
 

@@ -29,6 +29,7 @@ from .device import (
     given_tile,
     in_heap,
     in_heaps,
+    let_next_start,
     partial_tile,
     publish,
     report,
@@ -266,7 +267,7 @@ def gemm_allreduce_two_shot(
     K = k_vectors * (16 if SCALED else 8)
     rank, cta, ctas, first_row, first_column = this_rank(rank, M, N)
     if EARLY:
-        start_early(weight_ptr, M, N, K, first_column, cta, BM, BN, PRODUCT)
+        start_early(weight_ptr, M, N, K, first_column, cta, BM, BN, PRODUCT, EARLY)
     if BULK:
         ranks = tl.num_programs(0)
         x = tl.make_tensor_descriptor(x_ptr, [ranks * M, K], [K, 1], [BM, BK])
@@ -306,6 +307,8 @@ def gemm_allreduce_two_shot(
                     acc = given_tile(x_ptr, M, N, first_row, block_m, block_n, BM, BN)
                 # Outside of the branch: for sm_100 Triton 3.6 fails at a product that two branches hold.
                 partial = acc.to(dtype)
+                if EARLY:  # after this CTA's last product: it only communicates from here on
+                    let_next_start(tile + ctas >= tiles)
                 # A rank that gave up sends nothing: its peers may not have read what it would
                 # overwrite. Asked only here, the answer has come while the tile was computed.
                 if broken == 0:
@@ -421,6 +424,8 @@ def gemm_allreduce_two_shot(
                 MULTIMEM,
             )
 
+        if EARLY:
+            let_next_start(True)
         # The units that this rank owns: rank, rank + W, rank + 2 W, ...
         comm_ctas = ctas - gemm_ctas
         workers = tl.where(comm_ctas > 0, comm_ctas, ctas)

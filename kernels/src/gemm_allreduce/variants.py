@@ -29,8 +29,11 @@ WARP: Final = 32
 MULTIMEM_ELEMENTS: Final = 8
 """Elements that one multimem instruction moves: 16 bytes."""
 
-EARLY_BYTES: Final = 2048
-"""Of each row of weight that an early kernel asks for ahead: a tile of 128 rows is 256 KiB."""
+EARLY_STEP: Final = 16
+"""Bytes that an early kernel asks for ahead come in multiples of this: the copy unit's."""
+
+MOST_EARLY: Final = 1 << 16
+"""More of a row would not stay in the L2 cache: 8192 rows are 512 MiB."""
 
 SUM_AREA: Final = 4096
 """Elements of a unit that are summed at a time, of all W partials: more would spill."""
@@ -92,8 +95,9 @@ class Variant:
             tiles; with 1 a rank sums every W-th tile.
         multimem: two-shot of several ranks: the switch sums and sends. `launch` refuses it.
         product: False: nothing is multiplied, x [M, N] is this rank's partial: an all-reduce.
-        early: may be launched before the kernel before it on the stream has ended (programmatic
-            dependent launch, sm_90 and later): it asks for weights, then waits for that kernel.
+        early: not 0: may be launched before the kernel before it on the stream has ended
+            (programmatic dependent launch, sm_90 and later): it asks for so many bytes of each row
+            of its first tile's weights, then waits for that kernel.
 
     Raises:
         ValueError: an attribute is outside what the kernels support.
@@ -107,7 +111,7 @@ class Variant:
     split: int = 1
     multimem: bool = False
     product: bool = True
-    early: bool = False
+    early: int = 0
 
     def __post_init__(self) -> None:
         for name, valid in (
@@ -127,6 +131,10 @@ class Variant:
             raise ValueError(f"direct is for one rank, got world_size {self.world_size}")
         if self.algorithm == "direct" and not self.product:
             raise ValueError("direct does nothing but a product, got product False")
+        if self.early not in range(0, MOST_EARLY + 1, EARLY_STEP):
+            raise ValueError(
+                f"early must be a multiple of {EARLY_STEP} up to {MOST_EARLY}, got {self.early!r}"
+            )
         if self.split not in ({1, self.world_size} if self.algorithm == "two_shot" else {1}):
             raise ValueError(f"split must be 1, or world_size for two_shot, got {self.split}")
         if self.tile.block_m % self.split:
@@ -185,5 +193,5 @@ class Variant:
             f"{self.algorithm}_{types}_w{self.world_size}{split}{multimem}{sum_only}"
             f"_{tile.block_m}x{tile.block_n}x{self.block_k}"
             f"_stages{tile.num_stages}_warps{tile.num_warps}{'_bulk' if tile.bulk else ''}"
-            f"{'_early' if self.early else ''}"
+            f"{f'_early{self.early}' if self.early else ''}"
         )

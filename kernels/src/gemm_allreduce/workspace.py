@@ -24,6 +24,7 @@ from .layout import (
     HeapLayout,
     describe_status,
 )
+from .unfused import multiplied
 from .variants import Dtype, Operand, Variant
 
 if TYPE_CHECKING:
@@ -287,6 +288,11 @@ class Workspace:
                     variants[self._choose(shape).variant] = None
         with self._current_device():
             loaded = [v.name for v in variants if self.kernels.prepare(v, self._ranks)]
+            if self.device.type == "cuda" and not all(v.product for v in variants):
+                import torch
+
+                # Else a first capture would have to make it.
+                torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
         done = Warmup(time.perf_counter() - begin, tuple(v.name for v in variants), tuple(loaded))
         _LOG.info("gemm_allreduce: %s", done)
         return done
@@ -377,6 +383,8 @@ class Workspace:
         x = operands.x
         choice, grid = self._planned(tokens, features, x.shape[-1], x.dtype, product)
         with self._current_device():
+            if product and not choice.variant.product:
+                operands = multiplied(operands)
             self.kernels.launch(choice.variant, self._ranks, operands, grid, self._spin_limit)
 
     def _planned(
