@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,10 @@ def test_candidates_hold_what_was_tuned_by_hand(m: int, w: int) -> None:
     from smoke_tests.measure.candidates import candidates, label
 
     found = candidates(shape(m, w))
-    assert choose(shape(m, w)) in found
+    chosen = choose(shape(m, w))
+    late = replace(chosen, variant=replace(chosen.variant, early=0))
+    assert late in found
+    assert any(not c.variant.product for c in found) == (w > 1 and m == 256)
     assert 5 <= len(found) <= 150
     assert len({label(choice) for choice in found}) == len(found)
     assert found == candidates(shape(m, w))  # ranks make them each for itself
@@ -191,7 +195,8 @@ def test_the_fastest_candidate_is_picked_and_others_are_told_why_not() -> None:
     (picked,) = run(lambda name: 50.0 if name == FAST else 100.0, tokens=(16,))
     assert label(picked.choice) == FAST
     assert picked.ratio == 2.0
-    assert picked.timed == len(candidates(shape(16))) + 1  # its early form
+    # With what the table chooses, an early one, and the two early forms of the fastest four.
+    assert picked.timed == len(candidates(shape(16))) + 1 + 2 * 4
     assert not picked.refused
     # A little faster is no reason to change.
     (kept,) = run(lambda name: 98.5 if name == FAST else 100.0, tokens=(16,))
@@ -199,25 +204,42 @@ def test_the_fastest_candidate_is_picked_and_others_are_told_why_not() -> None:
     assert kept.ratio == 1.0
 
 
-def test_the_fastest_is_timed_in_its_early_form_too() -> None:
+def test_the_fastest_few_are_timed_in_their_early_forms_too() -> None:
     from gemm_allreduce.dispatch import early_form
-    from smoke_tests.measure.candidates import label
+    from smoke_tests.measure.candidates import candidates, label
     from smoke_tests.measure.table import Tuned, rules_of, text_of
 
-    early = FAST.replace("warps4", "warps4_early")
-    # Early forms of others are not tried, however fast they would be.
-    (picked,) = run(
-        lambda name: {FAST: 60.0, early: 50.0}.get(name, 10.0 if "_early" in name else 100.0),
-        tokens=(16,),
-    )
+    early = FAST.replace("warps4", "warps4_early512")
+    others = [label(c) for c in candidates(shape(16)) if label(c) != FAST]
+    second, third, fourth, fifth = others[:4]
+
+    def time_of(name: str) -> float:
+        best = {FAST: 60.0, second: 61.0, third: 62.0, fourth: 63.0, fifth: 64.0, early: 50.0}
+        return best.get(name, 100.0)
+
+    (picked,) = run(time_of, tokens=(16,))
     assert label(picked.choice) == early
     assert picked.ratio == 2.0
-    assert early_form(picked.choice, "sm_90") is None
+
+    def starting_early(name: str) -> str:
+        kernel, rest = name.split(", ", 1)
+        return f"{kernel}_early16, {rest}"
+
+    # An early form of the fourth may be the fastest; that of the fifth is not tried.
+    (from_fourth,) = run(
+        lambda name: 40.0 if name == starting_early(fourth) else time_of(name), tokens=(16,)
+    )
+    assert label(from_fourth.choice) == starting_early(fourth)
+    (not_fifth,) = run(
+        lambda name: 40.0 if name == starting_early(fifth) else time_of(name), tokens=(16,)
+    )
+    assert label(not_fifth.choice) == early
+    assert early_form(picked.choice, "sm_90", 16) is None
     (rule,) = rules_of(text_of(_origin(), [Tuned(8, 78, [picked])]))
     assert rule.choice("bf16", None, 8) == picked.choice
     (kept,) = run(lambda name: {FAST: 60.0, early: 59.5}.get(name, 100.0), tokens=(16,))
     assert label(kept.choice) == FAST
-    assert early_form(kept.choice, "sm_89") is None
+    assert early_form(kept.choice, "sm_89", 16) is None
     (left,) = run(
         lambda name: {FAST: 60.0, early: 50.0}.get(name, 100.0),
         tokens=(16,),
@@ -265,14 +287,16 @@ def test_all_candidates_of_an_m_are_compiled_before_the_first_is_timed() -> None
     asked: list[str] = []
 
     def resources(choice: Any, *_: int) -> tuple[int, int]:
-        assert choice.variant.early or choice.variant.name in ahead[-1][1]
+        # The second list of an M are early forms, beside what was picked from the first one.
+        assert any(choice.variant.name in names for _, names in ahead[-2:])
         asked.append(choice.variant.name)
         return 100, 1000
 
     run(lambda _: 1.0, tokens=(16, 64), resources=resources, ahead=ahead)
-    assert [arch for arch, _ in ahead] == ["sm_90", "sm_90"]
-    for (_, names), m in zip(ahead, (16, 64), strict=True):
+    assert [arch for arch, _ in ahead] == ["sm_90"] * 4
+    for (_, names), m in zip(ahead[::2], (16, 64), strict=True):
         assert {c.variant.name for c in candidates(shape(m))} <= set(names)
+    assert all("_early" in name for _, names in ahead[1::2] for name in names)
     assert asked
 
 
@@ -359,7 +383,7 @@ def test_ranks_tune_together_and_write_one_table(tmp_path: Path) -> None:
 
     (rule,) = rules_of(found[0]["text"])
     assert (rule.min_processors, rule.max_processors, rule.world_sizes) == (4, 4, (2,))
-    assert found[0]["timed"] == 4  # two candidates, the incumbent, an early form
+    assert found[0]["timed"] == 7  # the incumbent, two candidates, two early forms of each
     assert "rank 1: AssertionError" in "".join(found[0]["refused"])
 
 

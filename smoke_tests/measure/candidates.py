@@ -28,6 +28,10 @@ LEAST_AREA: Final = ((256, 128 * 128), (128, 64 * 128))
 """Elements of a tile for M above: smaller ones read x and weight too often."""
 BULK_ROWS: Final = 64
 """Bulk copies pay with the matrix units that read shared memory: from so many rows, on sm_90 on."""
+UNFUSED_FROM, UNFUSED_TO = 65, 512
+"""Values of M for which a product by torch and a sum by its own kernel are tried: with fewer rows
+the second launch costs more than a faster product gives, with more there is much to overlap."""
+UNFUSED_TILE: Final = Tile(128, 128, 128, 1, 8)
 
 
 def candidates(shape: Shape) -> tuple[Choice, ...]:
@@ -40,7 +44,7 @@ def candidates(shape: Shape) -> tuple[Choice, ...]:
     found = dict.fromkeys(
         choice for tile, per_sm in _tiles(shape) for choice in _choices(shape, tile, per_sm)
     )
-    return tuple(found)
+    return (*found, *_unfused(shape))
 
 
 def misfit(choice: Choice, arch: str, registers: int, shared: int) -> str | None:
@@ -121,6 +125,17 @@ def _choices(shape: Shape, tile: Tile, per_sm: int) -> Iterator[Choice]:
         except ValueError:  # a tile that this algorithm cannot have
             continue
         yield Choice(variant, comm_ctas, per_sm)
+
+
+def _unfused(shape: Shape) -> Iterator[Choice]:
+    """Yield what only sums, where torch can multiply: both ways to share the tiles."""
+    w, plain = shape.world_size, shape.operand in (None, shape.dtype)
+    if w > 1 and plain and UNFUSED_FROM <= shape.tokens <= UNFUSED_TO:
+        for split in (w, 1):
+            dtype = shape.dtype
+            yield Choice(
+                Variant("two_shot", dtype, dtype, w, UNFUSED_TILE, split, product=False), 0, 1
+            )
 
 
 def label(choice: Choice) -> str:

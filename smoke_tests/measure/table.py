@@ -89,6 +89,7 @@ def _rule(arch: str, of: Tuned, group: Sequence[Picked], *, last: bool) -> list[
     numbers = (tile.block_m, tile.block_n, tile.block_k, tile.num_stages, tile.num_warps)
     lines.append(f"tile = {list(numbers)}")
     lines += ["bulk = true"] * tile.bulk + ["split = true"] * (variant.split > 1)
-    lines += ["early = true"] * variant.early
+    lines += ['operands = "plain"', "fused = false"] * (not variant.product)
+    lines += [f"early = {variant.early}"] * (variant.early > 0)
     lines += [f"comm_ctas = {choice.comm_ctas}"] * (choice.comm_ctas > 0)
     return lines + [f"ctas_per_sm = {choice.ctas_per_sm}"] * (choice.ctas_per_sm > 1)
