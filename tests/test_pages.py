@@ -105,9 +105,9 @@ def test_a_ratio_is_a_quotient_of_two_times_of_the_run(virtual: Result) -> None:
     assert ratio(virtual, Reach(8, 1024, (16,), "copy", 1.0), 16) == pytest.approx(copied / fused)
 
 
-@pytest.mark.parametrize(("bound", "holds"), [(1.05, "no"), (1.07, "yes")])
+@pytest.mark.parametrize(("bound", "holds"), [(1.02, "no"), (1.05, "yes")])
 def test_a_ratio_is_reached_when_every_call_is(virtual: Result, bound: float, holds: str) -> None:
-    """At W 1, K 3696 the calls of up to 16 tokens take at most 1.06 of the time of cuBLAS."""
+    """At W 1, K 3696 the calls of up to 16 tokens take at most 1.04 of the time of cuBLAS."""
     row = reach_table(virtual, [Reach(1, 3696, (1, 8, 16), "cublas", bound)]).splitlines()[-1]
     assert row.endswith(f"| {holds} |")
     assert row.count("(M ") == 3

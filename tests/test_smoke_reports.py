@@ -35,7 +35,7 @@ from tdstack.smoke.views import lines_over_m, matrices
 from tests.synthetic_runs import CLUSTER, DATA, FULL, HUNG_CHECK, SLOW_LINK, files, text_of
 
 # Recorded runs that a limit on their time ended: they hold what ran until then.
-CUT_OFF = {"smoke-self-test-h100-1"}
+CUT_OFF = {"smoke-self-test-h100-1", "smoke-self-test-h100-3"}
 RESULTS = {node.fault or node.host: parse(text_of(node)) for node in (*CLUSTER, FULL)}
 GOOD = RESULTS["synthetic-00"]
 EVIL = "<script>alert('x')</script> & \x1b[31m\x00 ]]>"

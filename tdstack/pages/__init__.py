@@ -18,7 +18,7 @@ def stale(root: Path) -> dict[str, str]:
 
     Raises: ValueError for a page without a place for what is made.
     """
-    runs = {name: read(root / name) for name in (performance.FOUR, performance.VIRTUAL)}
+    runs = {name: read(root / name) for name in performance.RUNS}
     made = {troubleshooting.PAGE: troubleshooting.troubleshooting(), **figures.drawn(runs)}
     for page, tables in (
         (doctor.PAGE, doctor.tables()),

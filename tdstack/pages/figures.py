@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from smoke_tests.records import Label, Measure, Result
-from tdstack.pages.performance import FOUR, VIRTUAL, select
+from tdstack.pages.performance import FOUR, TWO, VIRTUAL, select
 from tdstack.smoke.charts import line_chart
 from tdstack.smoke.html import render
 from tdstack.smoke.views import Lines, line
@@ -30,13 +30,18 @@ class Figure:
 FIGURES: Final = (
     *(
         Figure(
-            f"four-h200-k{k}.svg",
-            FOUR,
-            f"Four H200, K {k} per rank, N 8192: serial time / fused time over M",
+            f"{name.lower()}-h200-k{k}.svg",
+            data,
+            f"{name} H200, K {k} per rank, N 8192: serial time / fused time over M",
             "baseline",
             (("k", k),),
         )
-        for k in (2048, 7392)
+        for name, data, k in (
+            ("Four", FOUR, 2048),
+            ("Four", FOUR, 7392),
+            ("Two", TWO, 4096),
+            ("Two", TWO, 14784),
+        )
     ),
     *(
         Figure(

@@ -11,7 +11,10 @@ from tdstack.pages.places import table
 
 PAGE: Final = "docs/performance.md"
 FOUR: Final = "docs/data/measure-4xh200.jsonl"
+TWO: Final = "docs/data/measure-2xh200.jsonl"
 VIRTUAL: Final = "docs/data/measure-virtual-h100.jsonl"
+RUNS: Final = (FOUR, TWO, VIRTUAL)
+"""Recorded runs that the page and its plots are made of."""
 
 SUM: Final = "cublas+sum kernel"
 OWN: Final = "cublas+own all-reduce"
@@ -52,9 +55,10 @@ REACH: Final = (
 
 def tables(runs: Mapping[str, Result]) -> dict[str, str]:
     """Return every table of the page by the name of its place, from runs by their files. Pure."""
-    four, virtual = runs[FOUR], runs[VIRTUAL]
+    virtual = runs[VIRTUAL]
     return {
-        "four H200": calls_table(four),
+        "four H200": calls_table(runs[FOUR]),
+        "two H200": calls_table(runs[TWO]),
         "virtual ranks": ratio_table(virtual, "best", (1, 2, 4, 8)),
         "virtual ranks, own all-reduce": ratio_table(virtual, OWN, (2, 4, 8)),
         "reach": reach_table(virtual, REACH),
