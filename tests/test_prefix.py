@@ -150,8 +150,8 @@ def test_a_killed_upgrade_leaves_the_old_version_whole_and_in_use(
         ended = running.returncode
         assert ended in (0, -signal.SIGKILL), said
         now = in_use(prefix)
-        assert now == first or ended == 0
-        verified(site, prefix, "--quick")
+        # A late kill comes after the switch: then the new version must be whole.
+        verified(site, prefix, *(["--quick"] if now == first else []))
         if now != first:  # it was faster than the first one: back, so that the next can be killed
             assert site.invoke("install", f"--prefix={prefix}", "--rollback").code == 0
             site.invoke("uninstall", f"--prefix={prefix}", f"--version={now}")
