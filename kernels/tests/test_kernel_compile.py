@@ -297,7 +297,7 @@ def test_missing_triton(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--arch", "sm_70", "--out", "o"), "unknown architecture sm_70; valid: sm_80, sm_86"),
-        (("--arch", "sm_80", "--variant", "nope", "--out", "o"), f" {QUICK_VARIANT.name}, "),
+        (("--arch", "sm_90", "--variant", "nope", "--out", "o"), f", {QUICK_VARIANT.name}, "),
         (("--arch", "sm_80", "--variant", SELECTED[4].name, "--out", "o"), "unknown variant"),
         (
             ("--arch", "sm_90", "--quick", "--variant", QUICK_VARIANT.name, "--out", "o"),
