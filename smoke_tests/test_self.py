@@ -21,7 +21,7 @@ from smoke_tests.pool import Pool
 from smoke_tests.programs import compiler, report_of, run, verified
 from smoke_tests.recording import Found
 from smoke_tests.steps import Plant
-from smoke_tests.tiers import Host
+from smoke_tests.tiers import Host, lacking
 
 TIER = "import"
 LIMIT_S = 1.0
@@ -119,8 +119,8 @@ def test_a_rank_that_dies_is_found_by_the_watchdog(host: Host, found: Found) -> 
 
 
 def _with_a_fault(host: Host, number: int) -> tuple[list[Outcome], float]:
-    if missing := {"torch", "triton", "numpy"} - host.packages:
-        pytest.skip(f"not installed: {', '.join(sorted(missing))}")
+    if why := lacking("cpu", host):
+        pytest.skip(why)
     plant = Plant(1, "create the workspace", number, LIMIT_S)
     pool = Pool("cpu", 2, plant=plant, time_limit_s=1.0, grace_s=1.0)
     pids = pool.pids

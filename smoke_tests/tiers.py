@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,8 @@ from smoke_tests.records import TIERS, Skip, Tier
 
 RANKS: Final = (1, 2, 4, 8)
 _CPU_RANKS: Final = 4
+_LAST_WITH_OLD_NUMPY: Final = (3, 6)
+"""Interpreters of Triton up to this version end in a TypeError with numpy from 2.4 on."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class Host:
         gpus: how many torch sees.
         torch: its version, or empty.
         cubins: whether a bundle of cubins is installed or named.
+        interpreter: why Triton's interpreter fails here; empty where it does not.
     """
 
     packages: frozenset[str]
     gpus: int
     torch: str
     cubins: bool
+    interpreter: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def lacking(tier: Tier, host: Host) -> str:
     if tier == "compile":
         return "" if host.cubins else absent("triton") and "no Triton, and no bundle of cubins"
     if tier == "cpu":
-        return absent("torch", "triton", "numpy")
+        return absent("torch", "triton", "numpy") or host.interpreter
     if tier == "multi-node":
         return "it is started on every node by a launcher: see docs/smoke-places.md"
     if why := absent("torch", "numpy"):
@@ -102,11 +107,25 @@ def select(asked: str, host: Host) -> Selection:
 def this_host() -> Host:
     """Look at this host."""
     packages = frozenset(n for n in ("torch", "numpy", "triton") if importlib.util.find_spec(n))
+    gpus = _gpus() if "torch" in packages else 0
+    fails = interpreter_fails(_version("triton"), _version("numpy"))
+    return Host(packages, gpus, _version("torch"), _has_cubins(), fails)
+
+
+def _version(name: str) -> str:
     try:
-        torch = version("torch")
+        return version(name)
     except PackageNotFoundError:
-        torch = ""
-    return Host(packages, _gpus() if "torch" in packages else 0, torch, _has_cubins())
+        return ""
+
+
+def interpreter_fails(triton: str, numpy: str) -> str:
+    """Return why an interpreter of Triton fails with a numpy, from versions; or nothing. Pure."""
+    numbers = [re.match(r"(\d+)\.(\d+)", text) for text in (triton, numpy)]
+    of_triton, of_numpy = ((int(n[1]), int(n[2])) if n else None for n in numbers)
+    if not of_triton or not of_numpy or of_triton > _LAST_WITH_OLD_NUMPY or of_numpy < (2, 4):
+        return ""
+    return f"numpy {numpy}: the interpreter of Triton {triton} needs numpy < 2.4"
 
 
 def _gpus() -> int:

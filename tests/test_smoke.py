@@ -12,7 +12,7 @@ import pytest
 
 from smoke_tests.drawn import Sequence, fixed
 from smoke_tests.records import read
-from smoke_tests.tiers import Host, lacking, select, this_host
+from smoke_tests.tiers import Host, interpreter_fails, lacking, select, this_host
 from tdstack.bench import explain, launch
 from tdstack.errors import CheckFailed, HostError, TdstackError, TimeLimitError, UsageError
 from tdstack.smoke.run import Options, smoke
@@ -108,6 +108,12 @@ ALL = frozenset({"torch", "triton", "numpy"})
             ["import", "compile", "cpu", "gpu"],
             {"multi-gpu": "one"},
         ),
+        (
+            "",
+            Host(ALL, 1, "2.13.0", False, "numpy 2.5.2: the interpreter of Triton 3.6.0 needs"),
+            ["import", "compile", "gpu"],
+            {"cpu": "numpy 2.5.2: the interpreter", "multi-gpu": "one GPU"},
+        ),
         ("compile", Host(ALL, 8, "2.13.0", False), ["import", "compile"], {}),
         ("", Host(frozenset(), 0, "", False), ["import"], {"compile": "no Triton", "cpu": "torch"}),
         # An image of cubins has no Triton: nothing to interpret, and nothing missing for its GPU.
@@ -128,6 +134,27 @@ def test_tiers_that_run_and_why_others_do_not(
     reasons = {skip.tier: skip.reason for skip in chosen.skips}
     assert all(words in reasons[tier] for tier, words in skipped.items())  # type: ignore[index]
     assert not set(reasons) & set(runs)
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "fails"),
+    [
+        ("3.4.0", "2.3.5", False),
+        ("3.4.0", "2.4.0", True),
+        ("3.6.0", "2.5.2", True),
+        ("3.4.0+dist.01234567", "3.0.0rc1", True),
+        ("3.6.1", "1.26.4", False),
+        ("3.7.0", "2.5.2", False),
+        ("", "2.5.2", False),
+        ("3.6.0", "", False),
+    ],
+)
+def test_an_interpreter_that_fails_with_this_numpy_is_known_before(
+    triton: str, numpy: str, fails: bool
+) -> None:
+    said = interpreter_fails(triton, numpy)
+    assert bool(said) == fails
+    assert not fails or (numpy in said and triton in said and "needs numpy < 2.4" in said)
 
 
 @pytest.mark.parametrize(("asked", "gpus"), [("gpu", 0), ("multi-gpu", 1), ("multi-node", 8)])
