@@ -18,9 +18,9 @@ def machine() -> dict[str, Any]:
         "driver": _driver(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "torch": _version("torch"),
+        "torch": installed_version("torch"),
         "cuda": None,
-        "triton": _version("triton", "triton-dist"),
+        "triton": installed_version("triton", "triton-dist"),
         "kernels": None,
         "nvshmem": None,
         "gemm_allreduce": _or_none(_own_version),
@@ -45,8 +45,11 @@ def _or_none(ask: Callable[[], str]) -> str | None:
         return None
 
 
-def _version(*names: str) -> str | None:
-    """Not by an import: Triton-distributed's needs a GPU's driver."""
+def installed_version(*names: str) -> str | None:
+    """Return the version of the first of these distributions that is installed.
+
+    Not by an import: Triton-distributed's needs a GPU's driver.
+    """
     for name in names:
         try:
             return version(name)

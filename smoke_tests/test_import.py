@@ -6,7 +6,6 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from smoke_tests.programs import compiler, run, verified
 from smoke_tests.recording import Found
+from smoke_tests.report import installed_version
 from tdstack.verify.triton.fork import LABEL, LIBRARY, library_of
 
 TIER = "import"
@@ -101,20 +101,14 @@ def test_triton_has_the_fingerprint_of_what_it_is_called(found: Found) -> None:
         found.detail = "no Triton is installed: only cubins can run"
         return
     library = library_of(Path(spec.origin).parent.parent / LIBRARY)
-    label = next((v for v in map(_version, TRITON) if v), "")
+    label = installed_version(*TRITON) or ""
     assert library != "none", f"{LIBRARY} is missing or empty"
-    assert fits(library, label, _version), f"the library is {library}, but it is called {label}"
+    of_its_own = fits(library, label, installed_version)
+    assert of_its_own, f"the library is {library}, but it is called {label}"
     found.detail = f"{library}, version {label}"
 
 
-def fits(library: str, label: str, installed: Callable[[str], str]) -> bool:
+def fits(library: str, label: str, installed: Callable[[str], str | None]) -> bool:
     """Whether whose library it is goes with its version and its distribution's name. Pure."""
     named = LABEL in label or bool(installed("triton-dist"))
     return named == (library == "distributed")
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

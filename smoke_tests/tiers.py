@@ -6,13 +6,13 @@ import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 from smoke_tests.checks.registry import Check
 from smoke_tests.kinds import Kind
 from smoke_tests.records import TIERS, Skip, Tier
+from smoke_tests.report import installed_version
 
 RANKS: Final = (1, 2, 4, 8)
 _CPU_RANKS: Final = 4
@@ -108,15 +108,9 @@ def this_host() -> Host:
     """Look at this host."""
     packages = frozenset(n for n in ("torch", "numpy", "triton") if importlib.util.find_spec(n))
     gpus = _gpus() if "torch" in packages else 0
-    fails = interpreter_fails(_version("triton"), _version("numpy"))
-    return Host(packages, gpus, _version("torch"), _has_cubins(), fails)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
+    triton = installed_version("triton", "triton-dist") or ""
+    fails = interpreter_fails(triton, installed_version("numpy") or "")
+    return Host(packages, gpus, installed_version("torch") or "", _has_cubins(), fails)
 
 
 def interpreter_fails(triton: str, numpy: str) -> str:

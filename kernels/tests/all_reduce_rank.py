@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
@@ -95,12 +96,14 @@ def found(rank: int, w: int) -> dict[str, object]:
     tile = Tile(64, 128, 32, 1, 4)
     unsplit = Choice(Variant("two_shot", "fp16", "fp16", w, tile), comm_ctas=1)
     split = Choice(Variant("two_shot", "fp16", "fp16", w, tile, w))
-    for name, dispatch, rows in (
-        ("table", choose, (0, 16, 17, 65, MOST + 3)),
-        ("communication CTAs", lambda _: unsplit, (17, MOST)),
-        ("split", lambda _: split, (17, MOST)),
-        ("not fused", lambda _: sum_only(unsplit), ()),
-        ("not fused, split", lambda _: sum_only(split), ()),
+    of_table = partial(summed, rows=(0, 16, 17, 65, MOST + 3), out=True)
+    of_two_shot = partial(summed, rows=(17, MOST), out=False)
+    for name, dispatch, check in (
+        ("table", choose, of_table),
+        ("communication CTAs", lambda _: unsplit, of_two_shot),
+        ("split", lambda _: split, of_two_shot),
+        ("not fused", lambda _: sum_only(unsplit), unfused),
+        ("not fused, split", lambda _: sum_only(split), unfused),
     ):
         names: set[str] = set()
 
@@ -116,10 +119,7 @@ def found(rank: int, w: int) -> dict[str, object]:
             dtype=HALF,
             dispatch=chosen,
         )
-        if rows:
-            answer[name] = summed(workspace, rank, w, rows, name == "table")
-        else:
-            answer[name] = unfused(workspace, rank, w)
+        answer[name] = check(workspace, rank, w)
         answer[f"kernels of {name}"] = sorted(names)
         answer[f"epochs of {name}"] = workspace.epochs()
         workspace.close()

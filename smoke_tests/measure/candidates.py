@@ -28,7 +28,8 @@ LEAST_AREA: Final = ((256, 128 * 128), (128, 64 * 128))
 """Elements of a tile for M above: smaller ones read x and weight too often."""
 BULK_ROWS: Final = 64
 """Bulk copies pay with the matrix units that read shared memory: from so many rows, on sm_90 on."""
-UNFUSED_FROM, UNFUSED_TO = 65, 512
+UNFUSED_FROM: Final = 65
+UNFUSED_TO: Final = 512
 """Values of M for which a product by torch and a sum by its own kernel are tried: with fewer rows
 the second launch costs more than a faster product gives, with more there is much to overlap."""
 UNFUSED_TILE: Final = Tile(128, 128, 128, 1, 8)
@@ -129,13 +130,10 @@ def _choices(shape: Shape, tile: Tile, per_sm: int) -> Iterator[Choice]:
 
 def _unfused(shape: Shape) -> Iterator[Choice]:
     """Yield what only sums, where torch can multiply: both ways to share the tiles."""
-    w, plain = shape.world_size, shape.operand in (None, shape.dtype)
-    if w > 1 and plain and UNFUSED_FROM <= shape.tokens <= UNFUSED_TO:
+    w, dtype = shape.world_size, shape.dtype
+    if w > 1 and shape.plain and UNFUSED_FROM <= shape.tokens <= UNFUSED_TO:
         for split in (w, 1):
-            dtype = shape.dtype
-            yield Choice(
-                Variant("two_shot", dtype, dtype, w, UNFUSED_TILE, split, product=False), 0, 1
-            )
+            yield Choice(Variant("two_shot", dtype, dtype, w, UNFUSED_TILE, split, product=False))
 
 
 def label(choice: Choice) -> str:

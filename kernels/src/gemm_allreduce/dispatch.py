@@ -37,8 +37,7 @@ ARCHS: Final = (
 _NO_FP8: Final = ("sm_80", "sm_86")
 BEFORE_SM_90: Final = ("sm_80", "sm_86", "sm_89")
 """Without bulk copies (TMA) and programmatic dependent launches."""
-PLAIN: Final = "plain"
-SCALED: Final = "scaled"
+_PLAIN, _SCALED = "plain", "scaled"
 TABLE_VARIABLE: Final = "GEMM_AR_DISPATCH"
 
 
@@ -75,6 +74,11 @@ class Shape:
             raise ValueError(f"operand {self.operand} needs dtype {self.operand}")
         if self.operand == "fp8e4m3" and self.arch in _NO_FP8:
             raise ValueError(f"{self.arch} has no FP8 matrix units; sm_89 and later have")
+
+    @property
+    def plain(self) -> bool:
+        """Whether x and weight are of y's type, not 8-bit with scales."""
+        return self.operand in (None, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,10 @@ class Rule:
             raise ValueError("with split every CTA communicates: comm_ctas must be 0")
         if not self.fused and (self.tile.bulk or self.tile.num_stages != 1):
             raise ValueError("what is not fused only sums: no bulk, and num_stages 1")
-        if self.operands not in (None, PLAIN, SCALED):
-            raise ValueError(f"operands must be {PLAIN} or {SCALED}, got {self.operands!r}")
-        if not self.fused and self.operands != PLAIN:
-            raise ValueError(f"8-bit operands are always fused: others need operands {PLAIN}")
+        if self.operands not in (None, _PLAIN, _SCALED):
+            raise ValueError(f"operands must be {_PLAIN} or {_SCALED}, got {self.operands!r}")
+        if not self.fused and self.operands != _PLAIN:
+            raise ValueError(f"8-bit operands are always fused: others need operands {_PLAIN}")
         lacking = [arch for arch in self.archs if arch in BEFORE_SM_90]
         for name, wanted in (("bulk", self.tile.bulk), ("early", self.early > 0)):
             if wanted and lacking:
@@ -149,7 +153,7 @@ class Rule:
             return f"for {', '.join(map(str, self.world_sizes))} ranks"
         if shape.arch not in self.archs:
             return f"for {', '.join(self.archs)}"
-        if not self.serves(shape.operand in (None, shape.dtype)):
+        if not self.serves(shape.plain):
             return f"for {self.operands} operands"
         if self.max_tokens is not None and shape.tokens > self.max_tokens:
             return f"M over {self.max_tokens}"
@@ -165,7 +169,7 @@ class Rule:
 
     def serves(self, plain: bool) -> bool:
         """Return whether the rule is for operands of y's type, or for 8-bit ones."""
-        return self.operands in (None, PLAIN if plain else SCALED)
+        return self.operands in (None, _PLAIN if plain else _SCALED)
 
     def choice(self, dtype: Dtype, operand: Operand | None, world_size: int) -> Choice:
         """Return what the rule chooses."""
