@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
+from packaging.version import Version
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -26,7 +27,7 @@ from smoke_tests.leash import die_with_parent
 from smoke_tests.pool import Pool
 from smoke_tests.recording import Found, Recording
 from smoke_tests.records import TIERS, Run, Skip, Tier
-from smoke_tests.report import machine
+from smoke_tests.report import installed_version, machine
 from smoke_tests.tiers import (
     Host,
     Selection,
@@ -193,13 +194,26 @@ REMEDIES = {
     "transformers": "pip install --no-deps --require-hashes -r requirements-models.lock",
 }
 """How a module that a check needs comes into the environment, where that is known."""
+LEAST = {"transformers": "5.19"}
+"""The oldest release of a module that its check works with, where that is known."""
 
 
 def _absent(module: str) -> list[pytest.MarkDecorator]:
-    if not module or importlib.util.find_spec(module):
+    if not (reason := _lack(module)):
         return []
     remedy = f"; remedy: {REMEDIES[module]}" if module in REMEDIES else ""
-    return [pytest.mark.skip(reason=f"not installed: {module}{remedy}")]
+    return [pytest.mark.skip(reason=f"{reason}{remedy}")]
+
+
+def _lack(module: str) -> str:
+    if not module:
+        return ""
+    if not importlib.util.find_spec(module):
+        return f"not installed: {module}"
+    found, least = installed_version(module), LEAST.get(module)
+    if found and least and Version(found) < Version(least):
+        return f"too old: {module} {found}, {least} or later is needed"
+    return ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

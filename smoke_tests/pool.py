@@ -298,9 +298,11 @@ def _environment(kind: Kind, sources: Path | None, *, one_gpu: bool) -> Iterator
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if one_gpu:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    if kind == "cpu":
+    if kind != "virtual":
         # One thread each: idle workers would spin on the cores that other ranks need.
-        os.environ.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+        os.environ["OMP_NUM_THREADS"] = "1"
+    if kind == "cpu":
+        os.environ.update(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     try:
         yield
     finally:

@@ -233,6 +233,29 @@ class Ranks:
             name: choice for name, choice in found.items() if self.kernels.serves(choice.variant)
         }
 
+    def families(self, dtype: str) -> list[dict[str, Choice]]:
+        """Fused kernels that can be had, by name, those of one tile together: with the same bits.
+
+        The tiles of the scale with every algorithm, and on a GPU the dispatch table's own kernels:
+        a bundle may have no others.
+        """
+        choices = list(self._of_the_table(dtype))
+        for tile in (*self.scale.tiles, self.scale.small_tile):
+            choices += self.choices(dtype, tile).values()
+        found: dict[Tile, dict[str, Choice]] = {}
+        for choice in choices:
+            name = f"{choice.variant.name}{'_comm' if choice.comm_ctas else ''}"
+            found.setdefault(choice.variant.tile, {})[name] = choice
+        return list(found.values())
+
+    def _of_the_table(self, dtype: str) -> Iterator[Choice]:
+        for variant in () if self.kind == "cpu" else reachable_variants(self.arch):
+            ours = variant.world_size == self.world_size and variant.product
+            if ours and variant.operand == dtype and self.kernels.serves(variant):
+                yield Choice(variant)
+                if variant.algorithm == "two_shot" and variant.split == 1:
+                    yield Choice(variant, comm_ctas=16)
+
     @cached_property
     def kernels(self) -> Kernels:
         """Where the workspaces' kernels come from."""

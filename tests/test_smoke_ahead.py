@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from gemm_allreduce.variants import Variant
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -67,3 +71,63 @@ def test_ranks_know_which_kernels_their_checks_ask_for(
     if world_size > 1:
         tiles = {variant.tile for variant in variants}
         assert {*GPU_SCALE.tiles, GPU_SCALE.small_tile} <= tiles
+
+
+class Bundled:
+    """Kernels of a bundle and no compiler: what the dispatch table can choose, no more."""
+
+    def __init__(self, arch: str) -> None:
+        from gemm_allreduce.dispatch import reachable_variants
+
+        self.variants = reachable_variants(arch)
+
+    def serves(self, variant: Variant) -> bool:
+        return variant in self.variants
+
+
+@pytest.mark.parametrize("arch", [(8, 0), (9, 0)])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_without_a_compiler_checks_compare_the_tables_own_kernels(
+    arch: tuple[int, int], world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No tile of the scale need be among them: a tuned table has few."""
+    import torch
+
+    from smoke_tests.ranks import Ranks
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: arch)
+    device = torch.device("cuda", 0)
+    ranks = Ranks("virtual", world_size, 0, None, device, lambda: pytest.fail("connected"), 1.0)
+    bundled = Bundled(ranks.arch)
+    monkeypatch.setitem(vars(ranks), "kernels", bundled)
+    families = ranks.families("bf16")
+    for family in families:
+        assert len({choice.variant.tile for choice in family.values()}) == 1
+    found = {choice.variant for family in families for choice in family.values()}
+    assert found == {
+        v
+        for v in bundled.variants
+        if (v.world_size, v.operand, v.product) == (world_size, "bf16", True)
+    }
+    assert found
+
+
+def test_with_a_compiler_checks_have_every_algorithm_in_one_tile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from smoke_tests.ranks import GPU_SCALE, Ranks
+
+    monkeypatch.setenv("GEMM_AR_CUBINS", "none")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    device = torch.device("cuda", 0)
+    ranks = Ranks("virtual", 8, 0, None, device, lambda: pytest.fail("connected"), 1.0)
+    by_tile = {next(iter(f.values())).variant.tile: f for f in ranks.families("bf16")}
+    first, second = (by_tile[tile] for tile in GPU_SCALE.tiles)
+    assert {c.variant.algorithm for c in first.values()} == {"one_shot", "two_shot"}
+    for family in (first, second):
+        two_shot = [c for c in family.values() if c.variant.algorithm == "two_shot"]
+        assert {c.variant.split for c in two_shot} == {1, 8}
+        assert {c.comm_ctas > 0 for c in two_shot} == {False, True}
+        assert {c.variant.early > 0 for c in family.values()} == {False, True}

@@ -1,4 +1,5 @@
-"""A check whose package is missing is left out of a real run, with the reason and the remedy."""
+"""A check whose package is missing, or too old, is left out of a real run, with the reason and the
+remedy."""
 
 from __future__ import annotations
 
@@ -20,15 +21,32 @@ def hide(name, *rest):
     return None if name == "transformers" else found(name, *rest)
 importlib.util.find_spec = hide
 """
+AGE = """
+import importlib.metadata
+found = importlib.metadata.version
+def age(name):
+    return "5.18.2" if name == "transformers" else found(name)
+importlib.metadata.version = age
+"""
 
 
+@pytest.mark.parametrize(
+    ("plugin", "reason"),
+    [
+        (HIDE, "not installed: transformers"),
+        (AGE, "too old: transformers 5.18.2, 5.19 or later is needed"),
+    ],
+    ids=["absent", "too old"],
+)
 @pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}")
 def test_without_transformers_models_are_left_out_and_other_checks_run(
-    root: Path, tmp_path: Path
+    root: Path, tmp_path: Path, plugin: str, reason: str
 ) -> None:
-    (tmp_path / "hide_transformers.py").write_text(HIDE)
+    if plugin is AGE:
+        pytest.importorskip("transformers", reason="not installed: transformers")
+    (tmp_path / "other_transformers.py").write_text(plugin)
     records = tmp_path / "run.jsonl"
-    command = [sys.executable, "-m", "pytest", "smoke_tests", "-p", "hide_transformers"]
+    command = [sys.executable, "-m", "pytest", "smoke_tests", "-p", "other_transformers"]
     command += ["-p", "no:cacheprovider", "--tier=cpu", "--ranks=2", f"--records={records}"]
     command += ["-k", "whole_models or a_result_outlives"]
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -46,7 +64,7 @@ def test_without_transformers_models_are_left_out_and_other_checks_run(
     assert [c.name for c in result.checks] == ["cpu-w2-a_result_outlives_later_calls"]
     (left,) = result.left_out
     assert left.check == "cpu-w2-whole_models_agree_layer_by_layer"
-    assert left.reason.startswith("not installed: transformers; remedy: pip install ")
+    assert left.reason.startswith(f"{reason}; remedy: pip install ")
     lock = left.reason.rpartition(" ")[2]
     assert "\ntransformers==" in (root / lock).read_text()
     assert isinstance(result.verdict, Verdict)

@@ -5,11 +5,13 @@ Whole models on several ranks are smoke_tests/models/.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -226,6 +228,11 @@ def case_what_cannot_be_attached() -> None:
         done = fused.attach(made, one)
         assert not done.armed
         assert done.declined["down"] == "its ranks are (0,), the workspace's unknown"
+
+
+def case_an_old_release_is_refused_where_the_style_is_imported() -> None:
+    with mock.patch("importlib.metadata.version", lambda _: "5.18.2"):
+        require(ImportError, "5.18.2 is installed", lambda: importlib.reload(fused))
 
 
 def case_a_compiled_layer_is_one_graph_with_the_op_in_it() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+
 import torch
 
 from smoke_tests.checks.registry import PROCESSES, check
@@ -74,12 +76,10 @@ def every_rank_counts_once(ranks: Ranks) -> None:
 
 @check()
 def ranks_runs_and_algorithms_agree_bit_for_bit(ranks: Ranks) -> str:
-    """Random values, one tile: all algorithms, twice, on all ranks: one bit pattern."""
+    """Random values, one tile: all its kernels, twice, on all ranks: one bit pattern."""
     scale, w, compared = ranks.scale, ranks.world_size, 0
     for dtype in ranks.dtypes:
-        for tile in scale.tiles:
-            if not (choices := ranks.choices(dtype, tile)):
-                continue  # a bundle has no kernel with this tile
+        for choices in ranks.families(dtype):
             now = [""]
             with ranks.workspace(dtype, dispatch=lambda _: choices[now[0]]) as workspace:  # noqa: B023
                 source = Source(ranks.device, 3000)
@@ -93,18 +93,17 @@ def ranks_runs_and_algorithms_agree_bit_for_bit(ranks: Ranks) -> str:
                         for index, rank in enumerate(ranks.local):
                             seen[f"{name} rank {rank}"] = fingerprint(y[index])
                     everywhere = set().union(*(set(v.values()) for v in ranks.gather(seen)))
-                    assert len(everywhere) == 1, f"{dtype} {tile} M {tokens}: {seen}"
+                    assert len(everywhere) == 1, f"{dtype} M {tokens}: {seen}"
                     compared += len(seen)
-    assert compared, "no tile has a kernel"
+    assert compared, "there is no kernel to compare"
     return f"{compared} results of this process"
 
 
 @check()
 def bias_and_residual_are_added_once(ranks: Ranks) -> None:
-    """Each alone and both, with every algorithm; residual may be the output."""
+    """Each alone and both, with every kernel; residual may be the output."""
     scale, w = ranks.scale, ranks.world_size
-    sets = [ranks.choices(ranks.dtypes[0], tile) for tile in scale.tiles]
-    choices = next(filter(None, sets))  # a bundle may have no kernel with the first tile
+    choices = dict(ChainMap(*ranks.families(ranks.dtypes[0])))
     now = [""]
     with ranks.workspace(dispatch=lambda _: choices[now[0]]) as workspace:
         source = Source(ranks.device, 4000)

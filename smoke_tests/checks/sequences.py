@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import ChainMap
 
 import torch
 
@@ -36,11 +37,7 @@ def calls_back_to_back_without_a_host_sync(ranks: Ranks) -> str:
 def layers_and_algorithms_alternate_on_one_workspace(ranks: Ranks) -> None:
     """Another layer (N, K) and another algorithm and tile in every call, M up and down."""
     scale, w = ranks.scale, ranks.world_size
-    named = {
-        f"{name} {tile}": choice
-        for tile in (*scale.tiles, scale.small_tile)
-        for name, choice in ranks.choices(ranks.dtypes[0], tile).items()
-    }
+    named = dict(ChainMap(*ranks.families(ranks.dtypes[0])))
     now = [""]
     with ranks.workspace(dispatch=lambda _: named[now[0]]) as workspace:
         source = Source(ranks.device, 20)

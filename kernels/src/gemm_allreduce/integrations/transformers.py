@@ -2,7 +2,7 @@
 
 Importing this module registers the style. A model that is loaded with it runs as with `rowwise`
 until `attach` gives it a workspace, and in every call that the conditions leave out
-(conditions.py). See docs/integrations.md. Tried with transformers 5.19.0.
+(conditions.py). See docs/integrations.md. Tried with transformers 5.19.0 and 5.24.0.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.distributed as dist
+from packaging.version import Version  # transformers needs it
 from torch.distributed.tensor import DTensor
 
 try:
@@ -24,6 +26,13 @@ except ImportError as error:
         "gemm_allreduce.integrations.transformers needs transformers with distributed/"
         f"tensor_parallel.py, as 5.19.0 has it, and accelerate: {error}"
     ) from error
+if Version(version("transformers")) < Version("5.19"):
+    # There a tp_plan takes the place of the model's own: with PLAN alone nothing splits what
+    # comes before these layers, and the first call fails over sizes.
+    raise ImportError(
+        "gemm_allreduce.integrations.transformers needs transformers 5.19 or later, which puts a "
+        f"tp_plan over the model's own; {version('transformers')} is installed"
+    )
 
 from ..custom_op import gemm_allreduce, register, unregister, workspace_of
 from ..variants import ROW_BYTES
