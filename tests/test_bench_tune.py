@@ -140,17 +140,19 @@ class Ranks:
 
 
 class Clock:
-    """A timer for which a kernel takes what a function of its name says, microseconds."""
+    """A timer for which a kernel takes what a function of its name says, microseconds; another
+    function where K is over 16."""
 
-    def __init__(self, ranks: Ranks, time_of: Callable[[str], float]) -> None:
+    def __init__(self, ranks: Ranks, *time_of: Callable[[str], float]) -> None:
         self._ranks, self._time_of = ranks, time_of
 
     def record(self, body: Any) -> Any:
         body()
-        return self._ranks.served
+        return self._ranks.served, self._ranks.weight.shape[2] > 16
 
     def time(self, replay: Any, before: Any) -> Any:
-        return lambda: self._time_of(replay)
+        served, deep = replay
+        return lambda: self._time_of[deep](served)
 
     def synchronize(self) -> None: ...
 
@@ -160,6 +162,7 @@ class Clock:
 def run(
     time_of: Callable[[str], float],
     *,
+    deep: Callable[[str], float] | None = None,
     tokens: tuple[int, ...] = (16, 64),
     wrong: Callable[[Any], bool] = lambda _: False,
     resources: Callable[[Any, int, int, int], Any] = lambda *_: (100, 1000),
@@ -173,9 +176,9 @@ def run(
     ranks: Any = Ranks(chooser, wrong)
     return tune(
         TunedBench(ranks, chooser),
-        Clock(ranks, time_of),
+        Clock(ranks, time_of, deep or time_of),
         lambda m, n, k: shape(m, n=n, k=k),
-        LAYERS,
+        [*LAYERS, (64, 64)] if deep else LAYERS,
         Effort(tokens, 0.001, 2, 2, 2),
         0,
         resources,
@@ -247,6 +250,61 @@ def test_the_fastest_few_are_timed_in_their_early_forms_too() -> None:
     )
     assert label(left.choice) == FAST
     assert "error is" in left.refused[early]
+
+
+def test_a_depth_that_wants_another_kernel_gets_a_rule_of_its_own() -> None:
+    from smoke_tests.measure.candidates import candidates, label
+    from smoke_tests.measure.table import Tuned, rules_of, text_of
+
+    other = next(label(c) for c in candidates(shape(16)) if label(c) != FAST)
+
+    def fast(name: str, *, us: float = 50.0, then: str) -> float:
+        return us if name == then else 100.0
+
+    shallow, deep = run(
+        lambda name: fast(name, then=FAST), deep=lambda name: fast(name, then=other), tokens=(16,)
+    )
+    assert (shallow.depths, label(shallow.choice), shallow.ratio) == ((16,), FAST, 2.0)
+    assert (deep.depths, label(deep.choice), deep.ratio) == ((64,), other, 2.0)
+    first, second = rules_of(text_of(_origin(), [Tuned(8, 78, [deep, shallow])]))
+    assert (first.max_depth, second.max_depth) == (32, None)  # the geometric mean
+    assert first.choice("bf16", None, 8) == shallow.choice
+    assert second.choice("bf16", None, 8) == deep.choice
+    # Where they agree to within the margin there is one rule.
+    both = {FAST: 50.0, other: 50.5}
+    (one,) = run(
+        lambda name: both.get(name, 100.0),
+        deep=lambda name: {FAST: 50.5, other: 50.0}.get(name, 100.0),
+        tokens=(16,),
+    )
+    assert (one.depths, label(one.choice)) == ((16, 64), FAST)
+    assert one.ratio == pytest.approx((2.0 * 2.0 * 100 / 50.5) ** (1 / 3), abs=1e-4)
+
+
+def test_rows_that_agree_at_every_depth_share_their_rules() -> None:
+    from smoke_tests.measure.candidates import candidates, label
+    from smoke_tests.measure.table import Tuned, rules_of, text_of
+
+    common = {label(c) for c in candidates(shape(1024))} & {
+        label(c) for c in candidates(shape(512))
+    }
+    first, second = sorted(name for name in common if name.startswith("two_shot"))[:2]
+    picked = run(
+        lambda name: 50.0 if name == first else 100.0,
+        deep=lambda name: 50.0 if name == second else 100.0,
+        tokens=(512, 1024),
+    )
+    assert [(p.tokens, p.depths) for p in picked] == [
+        (512, (16,)),
+        (512, (64,)),
+        (1024, (16,)),
+        (1024, (64,)),
+    ]
+    text = text_of(_origin(), [Tuned(8, 78, picked)])
+    shallow, deep = rules_of(text)
+    assert (shallow.max_tokens, shallow.max_depth) == (None, 32)
+    assert (deep.max_tokens, deep.max_depth) == (None, None)
+    assert text.count("# against the table before: M 512: x2.00, M 1024: x2.00") == 2
 
 
 def test_what_is_wrong_cannot_be_made_or_does_not_fit_is_never_picked() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 
-from gemm_allreduce.dispatch import Rule, parse_rules
+from gemm_allreduce.dispatch import Choice, Rule, parse_rules
 from smoke_tests.measure.tuning import Picked
 
 
@@ -36,8 +38,9 @@ def text_of(origin: Origin, tuned: Sequence[Tuned]) -> str:
     """Return a table that dispatch reads; neighbours of one choice become one rule.
 
     Rules fit only ranks of the architecture and of the multiprocessors that were timed: another
-    GPU passes them over. Calls of more rows than were timed get the last rule, unless that is for
-    few rows only.
+    GPU passes them over. Between two depths that have rules of their own, the geometric mean is
+    where one ends; deeper calls than were timed get the last one's. Calls of more rows than were
+    timed get the last rules, unless those are for few rows only.
     Raises: ValueError for what would not be a table.
     """
     layers = ", ".join(f"{n} x {k}" for n, k in origin.layers)
@@ -55,7 +58,8 @@ def text_of(origin: Origin, tuned: Sequence[Tuned]) -> str:
     for of in tuned:
         for number, group in enumerate(groups := _merged(of.picked)):
             last = number == len(groups) - 1
-            lines += ["", *_rule(origin.arch, of, group, last=last)]
+            for column, depth in zip(zip(*group, strict=True), _ends(group[0]), strict=True):
+                lines += ["", *_rule(origin.arch, of, column, depth, last=last)]
     text = "\n".join(lines) + "\n"
     rules_of(text)
     return text
@@ -66,17 +70,31 @@ def rules_of(text: str) -> tuple[Rule, ...]:
     return parse_rules(tomllib.loads(text).get("rule", ()))
 
 
-def _merged(picked: Sequence[Picked]) -> list[list[Picked]]:
-    groups: list[list[Picked]] = []
-    for one in sorted(picked, key=lambda p: p.tokens):
-        if groups and groups[-1][-1].choice == one.choice:
-            groups[-1].append(one)
+def _merged(picked: Iterable[Picked]) -> list[list[list[Picked]]]:
+    """Return groups of neighbours in M: of each M what was picked, by depth, alike in a group."""
+    groups: list[list[list[Picked]]] = []
+    for _, of_rows in groupby(sorted(picked, key=lambda p: p.tokens), lambda p: p.tokens):
+        row = sorted(of_rows, key=lambda p: p.depths)
+        if groups and _chosen(groups[-1][-1]) == _chosen(row):
+            groups[-1].append(row)
         else:
-            groups.append([one])
+            groups.append([row])
     return groups
 
 
-def _rule(arch: str, of: Tuned, group: Sequence[Picked], *, last: bool) -> list[str]:
+def _chosen(row: Sequence[Picked]) -> list[tuple[tuple[int, ...], Choice]]:
+    return [(one.depths, one.choice) for one in row]
+
+
+def _ends(row: Sequence[Picked]) -> list[int | None]:
+    """Return the largest K of each rule of a row; the last has none."""
+    between = [math.isqrt(a.depths[-1] * b.depths[0]) for a, b in pairwise(row)]
+    return [*between, None]
+
+
+def _rule(
+    arch: str, of: Tuned, group: Sequence[Picked], depth: int | None, *, last: bool
+) -> list[str]:
     choice, tokens = group[-1].choice, group[-1].tokens
     variant, tile = choice.variant, choice.variant.tile
     ratios = ", ".join(f"M {p.tokens}: x{p.ratio:.2f}" for p in group)
@@ -86,6 +104,7 @@ def _rule(arch: str, of: Tuned, group: Sequence[Picked], *, last: bool) -> list[
     lines += [f"min_processors = {of.processors}", f"max_processors = {of.processors}"]
     if not last or variant.algorithm == "one_shot":
         lines.append(f"max_tokens = {tokens}")
+    lines += [f"max_depth = {depth}"] * (depth is not None)
     numbers = (tile.block_m, tile.block_n, tile.block_k, tile.num_stages, tile.num_warps)
     lines.append(f"tile = {list(numbers)}")
     lines += ["bulk = true"] * tile.bulk + ["split = true"] * (variant.split > 1)

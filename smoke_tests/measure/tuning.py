@@ -48,19 +48,25 @@ class Chooser:
         return choose(shape) if self.now is None else self.now
 
 
+Ratios = Mapping[Choice, Mapping[Shape, float]]
+"""Time of the table in force / time of a choice, for the shapes where that was right and timed."""
+
+
 @dataclass(frozen=True)
 class Picked:
-    """What was found for all M up to ``tokens``.
+    """What was found for calls of so many rows, of one depth K or of several.
 
     Attributes:
         tokens: largest M, at which it was timed.
+        depths: every K of a rank that it was timed with, ascending.
         choice: the fastest.
         ratio: the incumbents' time / its time: the geometric mean over the layers; 1: it stays.
-        timed: how many candidates were right and timed on every layer.
+        timed: how many candidates were right and timed.
         refused: why others were not, by their labels.
     """
 
     tokens: int
+    depths: tuple[int, ...]
     choice: Choice
     ratio: float
     timed: int
@@ -105,7 +111,7 @@ def tune(
     ahead: Ahead,
     say: Say,
 ) -> list[Picked]:
-    """Return the best choice for every M of the effort. Collective.
+    """Return the best choices for every M of the effort, by M and K. Collective.
 
     Args:
         bench: its ways are replaced by candidates.
@@ -130,16 +136,20 @@ def tune(
             ahead([choice.variant for choice in tried], arch)
         turns = partial(_turns, bench, timer, shapes, effort, l2_bytes, resources)
         ratios, refused = turns(list(tried))
-        picked = pick(m, ratios, incumbents, refused)
+        picked = pick(shapes, ratios, incumbents, refused)
         if early := early_forms(ratios, arch):
             if bench.rank == 0:
                 ahead([choice.variant for choice in early], arch)
-            ratios, refused = turns([picked.choice, *early])
-            again = pick(m, ratios, [picked.choice], refused)
-            timed = picked.timed + len(ratios) - (picked.choice in ratios)
-            picked = replace(again, timed=timed, refused={**picked.refused, **refused})
-        say(line_of(picked))
-        found.append(picked)
+            late = dict.fromkeys(one.choice for one in picked)
+            again, more = turns([*late, *early])
+            # Each is compared with what ran beside it, not with the first turns.
+            timed = {**ratios, **again}
+            picked = [
+                replace(one, timed=len(timed)) for one in pick(shapes, again, late, refused | more)
+            ]
+        for one in picked:
+            say(line_of(one))
+        found += picked
     return found
 
 
@@ -151,13 +161,13 @@ def _turns(
     l2_bytes: int,
     resources: Resources,
     tried: Sequence[Choice],
-) -> tuple[dict[Choice, list[float]], dict[str, str]]:
+) -> tuple[Ratios, dict[str, str]]:
     """Time choices beside the table in force; return its time / theirs, and why some have none.
 
-    A choice has a ratio for each shape, in their order. Raises: StepError when the table fails.
+    What is refused with one shape is left out. Raises: StepError when the table fails.
     """
     refused: dict[str, str] = {}
-    ratios: dict[Choice, list[float]] = {choice: [] for choice in tried}
+    ratios: dict[Choice, dict[Shape, float]] = {choice: {} for choice in tried}
     local = bench.world_size if bench.kind == "virtual" else 1
     for shape in shapes:
         m, n, k = shape.tokens, shape.features, shape.depth
@@ -176,46 +186,74 @@ def _turns(
             raise StepError(f"M {m} N {n} K {k}, the table in force: {why}")
         for choice in bench.choices:
             if us := case.call_us.get(label(choice)):
-                ratios[choice].append(case.call_us[FUSED] / us)
-    return {c: means for c, means in ratios.items() if len(means) == len(shapes)}, refused
+                ratios[choice][shape] = case.call_us[FUSED] / us
+    return {c: of for c, of in ratios.items() if len(of) == len(shapes)}, refused
 
 
 def pick(
-    tokens: int,
-    ratios: Mapping[Choice, Sequence[float]],
+    shapes: Sequence[Shape],
+    ratios: Ratios,
     incumbents: Iterable[Choice],
     refused: Mapping[str, str],
-) -> Picked:
-    """Return the choice with the largest geometric mean; an incumbent that is within MARGIN. Pure.
+) -> list[Picked]:
+    """Return the best choice for each depth of shapes of one M; neighbours that agree as one. Pure.
 
+    That is the best for all shapes together, and for a depth another that is faster there by
+    MARGIN or more. An incumbent within MARGIN of the best stays.
     Raises: StepError when there is none.
     """
-    means = _means(ratios)
-    if not means:
+    if not ratios:
+        tokens = shapes[0].tokens
         raise StepError(f"M {tokens}: no candidate was timed on every layer: {dict(refused)}")
+    incumbents = list(incumbents)
+    common = _best(_means(ratios, shapes), incumbents)
+    found: list[Picked] = []
+    for depth in sorted({shape.depth for shape in shapes}):
+        means = _means(ratios, [shape for shape in shapes if shape.depth == depth])
+        best = _best(means, [common])
+        if best != common:
+            best = _best(means, [common, *incumbents])
+        depths: tuple[int, ...] = (depth,)
+        if found and found[-1].choice == best:
+            depths = (*found.pop().depths, depth)
+        served = [shape for shape in shapes if shape.depth in depths]
+        mean = round(_means(ratios, served)[best], 4)
+        found.append(Picked(shapes[0].tokens, depths, best, mean, len(ratios), dict(refused)))
+    return found
+
+
+def _best(means: Mapping[Choice, float], incumbents: Iterable[Choice]) -> Choice:
     best = max(means, key=means.__getitem__)
     kept = max((c for c in incumbents if c in means), key=means.__getitem__, default=best)
-    if means[best] < means[kept] * (1 + MARGIN):
-        best = kept
-    return Picked(tokens, best, round(means[best], 4), len(means), dict(refused))
+    return kept if means[best] < means[kept] * (1 + MARGIN) else best
 
 
-def early_forms(ratios: Mapping[Choice, Sequence[float]], arch: str) -> list[Choice]:
-    """Return the early forms of the fastest that are not early, those that were not timed. Pure."""
-    means = _means({choice: of for choice, of in ratios.items() if not choice.variant.early})
-    best = sorted(means, key=means.__getitem__, reverse=True)[:EARLY_TRIED]
-    forms = (early_form(choice, arch, size) for choice in best for size in EARLY_BYTES)
-    return [form for form in forms if form and form not in ratios]
+def early_forms(ratios: Ratios, arch: str) -> list[Choice]:
+    """Return the early forms of the fastest that are not early, those that were not timed. Pure.
+
+    The fastest of all depths together, and of each one.
+    """
+    late = {choice: of for choice, of in ratios.items() if not choice.variant.early}
+    shapes = list(next(iter(late.values()), {}))
+    found: dict[Choice, None] = {}
+    for depths in ({s.depth for s in shapes}, *({s.depth} for s in shapes)):
+        means = _means(late, [shape for shape in shapes if shape.depth in depths])
+        best = sorted(means, key=means.__getitem__, reverse=True)[:EARLY_TRIED]
+        forms = (early_form(choice, arch, size) for choice in best for size in EARLY_BYTES)
+        found |= dict.fromkeys(form for form in forms if form and form not in ratios)
+    return list(found)
 
 
-def _means(ratios: Mapping[Choice, Sequence[float]]) -> dict[Choice, float]:
-    return {choice: statistics.geometric_mean(of) for choice, of in ratios.items()}
+def _means(ratios: Ratios, shapes: Sequence[Shape]) -> dict[Choice, float]:
+    return {c: statistics.geometric_mean(of[s] for s in shapes) for c, of in ratios.items()}
 
 
 def line_of(picked: Picked) -> str:
     """Return what was found as a line."""
     counts = f"{picked.timed} candidates, {len(picked.refused)} refused"
-    return f"M {picked.tokens:5}  x{picked.ratio:.2f}  {label(picked.choice)}  ({counts})"
+    depths = ", ".join(map(str, picked.depths))
+    ratio = f"x{picked.ratio:.2f}"
+    return f"M {picked.tokens:5}  K {depths:12}  {ratio}  {label(picked.choice)}  ({counts})"
 
 
 def _refusal(bench: Bench, resources: Resources, choice: Choice, shape: Shape) -> str:
