@@ -42,7 +42,8 @@ def a_graph_can_be_captured_right_after_warmup(ranks: Ranks) -> str:
         for x, y in zip(inputs, results, strict=True):
             want = expected(x, weight, workspace.dtype)
             ranks.require_equal(y, want, f"M {x.shape[1]}")
-    assert "triton" not in sys.modules, "something has imported Triton"
+    # Not Triton itself: libraries that other checks use import it where it is installed.
+    assert "gemm_allreduce.device" not in sys.modules, "a kernel's source was imported"
     return str(done)
 
 
