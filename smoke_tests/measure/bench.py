@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -106,9 +107,20 @@ def together(bench: Bench, what: str, step: Callable[[], Any]) -> Any:
 
 
 def measure(
-    bench: Bench, timer: Timer, m: int, n: int, k: int, copies: int, effort: Effort
+    bench: Bench,
+    timer: Timer,
+    m: int,
+    n: int,
+    k: int,
+    copies: int,
+    effort: Effort,
+    within: float = math.inf,
 ) -> Case:
-    """Check and time every way to compute one call. A way that fails leaves the others."""
+    """Check and time every way to compute one call. A way that fails leaves the others.
+
+    What takes more than ``within`` times the fastest in the first two rounds keeps the time it had
+    there: it is not worth the others. FUSED goes on in any case.
+    """
     case = Case(m, n, k)
     graphs: dict[str, Body] = {}
     singles: dict[str, Body] = {}
@@ -118,33 +130,38 @@ def measure(
     for way in ways:
         try:
             together(bench, way.name, partial(_check, way, rows, exact, error))
-            graphs[way.name], singles[way.name] = together(
-                bench, way.name, partial(_record, timer, way, copies)
-            )
+            graphs[way.name] = together(bench, way.name, partial(_many, timer, way, copies))
+            if effort.latency_rounds:
+                singles[way.name] = together(bench, way.name, partial(_one, timer, way))
         except StepError as problem:
             case.problems[way.name] = str(problem)
+            graphs.pop(way.name, None)
     if not graphs:
         return case
     calls = calls_of(copies)
     try:
         once = together(bench, "first replay", lambda: take_turns(timer, graphs, 2, bench.align))
-        # All ranks must come to the same number.
-        longest = max(bench.gather(max(times[-1] for times in once.values())))
-        rounds = rounds_of(longest, effort)
-        times = together(bench, "replays", lambda: take_turns(timer, graphs, rounds, bench.align))
+        # All ranks must come to the same numbers.
+        first = _slowest(bench, {name: times[-1:] for name, times in once.items()})
+        most = within * min(first.values())
+        close = {name: graphs[name] for name, us in first.items() if us <= most or name == FUSED}
+        rounds = rounds_of(max(first[name] for name in close), effort)
+        times = together(bench, "replays", lambda: take_turns(timer, close, rounds, bench.align))
 
         def before() -> None:
             bench.flush()
             bench.align()
 
-        take_turns(timer, singles, 2, before)
+        if singles:
+            take_turns(timer, singles, 2, before)
         latencies = together(
             bench, "single calls", lambda: take_turns(timer, singles, effort.latency_rounds, before)
         )
     except StepError as problem:
         case.problems["timing"] = str(problem)
         return case
-    case.call_us = {name: us / calls for name, us in _slowest(bench, times).items()}
+    all_us = first | _slowest(bench, times)
+    case.call_us = {name: us / calls for name, us in all_us.items()}
     case.latency_us = _slowest(bench, latencies)
     return case
 
@@ -161,12 +178,16 @@ def _check(way: Way, rows: Sequence[int], exact: torch.Tensor, error: torch.Tens
         require_bound(own[list(rows)], exact, error * way.slack, way.name)
 
 
-def _record(timer: Timer, way: Way, copies: int) -> tuple[Body, Body]:
+def _many(timer: Timer, way: Way, copies: int) -> Body:
     def many() -> None:
         for call in range(calls_of(copies)):
             way.call(call % copies)
 
+    return timer.record(many)
+
+
+def _one(timer: Timer, way: Way) -> Body:
     def one() -> None:
         way.call(0)
 
-    return timer.record(many), timer.record(one)
+    return timer.record(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Final
 
@@ -28,11 +29,10 @@ LEAST_AREA: Final = ((256, 128 * 128), (128, 64 * 128))
 """Elements of a tile for M above: smaller ones read x and weight too often."""
 BULK_ROWS: Final = 64
 """Bulk copies pay with the matrix units that read shared memory: from so many rows, on sm_90 on."""
-UNFUSED_FROM: Final = 65
+UNFUSED_FROM: Final = 17
 UNFUSED_TO: Final = 512
 """Values of M for which a product by torch and a sum by its own kernel are tried: with fewer rows
 the second launch costs more than a faster product gives, with more there is much to overlap."""
-UNFUSED_TILE: Final = Tile(128, 128, 128, 1, 8)
 
 
 def candidates(shape: Shape) -> tuple[Choice, ...]:
@@ -67,7 +67,7 @@ def misfit(choice: Choice, arch: str, registers: int, shared: int) -> str | None
 
 def _tiles(shape: Shape) -> Iterator[tuple[Tile, int]]:
     """Yield tiles, and how many CTAs of each a multiprocessor shall hold."""
-    fitting = min(TILE_ROWS, max(16, 1 << (shape.tokens - 1).bit_length()))
+    fitting = _fitting_rows(shape)
     least = next((area for above, area in LEAST_AREA if shape.tokens > above), 0)
     for rows in sorted({fitting, max(16, fitting // 2)}):
         for columns in COLUMNS:
@@ -78,6 +78,10 @@ def _tiles(shape: Shape) -> Iterator[tuple[Tile, int]]:
                     tile = _tile(shape, rows, columns, depth, warps, bulk=bulk, per_sm=per_sm)
                     if tile is not None:
                         yield tile, per_sm
+
+
+def _fitting_rows(shape: Shape) -> int:
+    return min(TILE_ROWS, max(16, 1 << (shape.tokens - 1).bit_length()))
 
 
 def _tile(
@@ -129,11 +133,14 @@ def _choices(shape: Shape, tile: Tile, per_sm: int) -> Iterator[Choice]:
 
 
 def _unfused(shape: Shape) -> Iterator[Choice]:
-    """Yield what only sums, where torch can multiply: both ways to share the tiles."""
-    w, dtype = shape.world_size, shape.dtype
-    if w > 1 and shape.plain and UNFUSED_FROM <= shape.tokens <= UNFUSED_TO:
-        for split in (w, 1):
-            yield Choice(Variant("two_shot", dtype, dtype, w, UNFUSED_TILE, split, product=False))
+    """Yield what only sums, where torch can multiply: every algorithm that serves the shape."""
+    if shape.world_size == 1 or not shape.plain or not UNFUSED_FROM <= shape.tokens <= UNFUSED_TO:
+        return
+    rows = _fitting_rows(shape)
+    tile = Tile(rows, 128, 128, 1, 8 if rows == TILE_ROWS else 4)
+    for choice in _choices(shape, tile, 1):
+        if not choice.comm_ctas:
+            yield replace(choice, variant=replace(choice.variant, product=False))
 
 
 def label(choice: Choice) -> str:

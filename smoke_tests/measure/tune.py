@@ -76,7 +76,7 @@ def tune_ranks(
         timer_for(device),
         shape_of,
         layers,
-        replace(QUICK, tokens=tuple(given.tokens)),
+        replace(QUICK, tokens=tuple(given.tokens), latency_rounds=0),
         l2_bytes(device),
         resources or _compiler(workspace, chooser),
         ahead,

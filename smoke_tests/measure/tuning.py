@@ -9,6 +9,7 @@ room for two kernels on a multiprocessor may gain more than the fastest.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,8 @@ from smoke_tests.measure.timing import Timer
 
 MARGIN: Final = 0.02
 """Less is no reason to change the table."""
+WITHIN: Final = 1.2
+"""What takes so many times the fastest in its first rounds is not timed further."""
 EARLY_BYTES: Final = (16, 512)
 """Of a row of weight, for early forms: next to nothing, and what was best on H100 and H200."""
 EARLY_TRIED: Final = 4
@@ -132,14 +135,13 @@ def tune(
         incumbents = dict.fromkeys(choose(shape) for shape in shapes)
         tried = dict.fromkeys([*incumbents, *(c for s in shapes for c in candidates(s))])
         arch = shapes[0].arch
-        if bench.rank == 0:
-            ahead([choice.variant for choice in tried], arch)
+        compile_ahead = partial(_compile, bench, ahead, arch, m, say)
+        compile_ahead(tried)
         turns = partial(_turns, bench, timer, shapes, effort, l2_bytes, resources)
         ratios, refused = turns(list(tried))
         picked = pick(shapes, ratios, incumbents, refused)
         if early := early_forms(ratios, arch):
-            if bench.rank == 0:
-                ahead([choice.variant for choice in early], arch)
+            compile_ahead(early)
             late = dict.fromkeys(one.choice for one in picked)
             again, more = turns([*late, *early])
             # Each is compared with what ran beside it, not with the first turns.
@@ -151,6 +153,17 @@ def tune(
             say(line_of(one))
         found += picked
     return found
+
+
+def _compile(
+    bench: Bench, ahead: Ahead, arch: str, m: int, say: Say, choices: Iterable[Choice]
+) -> None:
+    """Compile on one rank for all: they share Triton's cache."""
+    if bench.rank == 0:
+        variants = list(dict.fromkeys(choice.variant for choice in choices))
+        begin = time.monotonic()
+        ahead(variants, arch)
+        say(f"M {m:5}  {len(variants)} kernels compiled in {time.monotonic() - begin:.0f} s")
 
 
 def _turns(
@@ -178,7 +191,7 @@ def _turns(
             if why := _refusal(bench, resources, choice, shape):
                 refused[label(choice)] = why
         bench.choices = [choice for choice in left if label(choice) not in refused]
-        case = measure(bench, timer, m, n, k, copies, effort)
+        case = measure(bench, timer, m, n, k, copies, effort, WITHIN)
         timer.forget()
         refused |= {name: why for name, why in case.problems.items() if name != FUSED}
         if FUSED not in case.call_us:
