@@ -30,17 +30,17 @@ class Figure:
 FIGURES: Final = (
     *(
         Figure(
-            f"{name.lower()}-h200-k{k}.svg",
+            f"{name.lower().replace(' ', '-')}-k{k}.svg",
             data,
-            f"{name} H200, K {k} per rank, N 8192: serial time / fused time over M",
+            f"{name}, K {k} per rank, N 8192: serial time / fused time over M",
             "baseline",
             (("k", k),),
         )
         for name, data, k in (
-            ("Four", FOUR, 2048),
-            ("Four", FOUR, 7392),
-            ("Two", TWO, 4096),
-            ("Two", TWO, 14784),
+            ("Four H200", FOUR, 2048),
+            ("Four H200", FOUR, 7392),
+            ("Two H100", TWO, 4096),
+            ("Two H100", TWO, 14784),
         )
     ),
     *(

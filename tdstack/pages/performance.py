@@ -11,7 +11,7 @@ from tdstack.pages.places import table
 
 PAGE: Final = "docs/performance.md"
 FOUR: Final = "docs/data/measure-4xh200.jsonl"
-TWO: Final = "docs/data/measure-2xh200.jsonl"
+TWO: Final = "docs/data/measure-2xh100.jsonl"
 VIRTUAL: Final = "docs/data/measure-virtual-h100.jsonl"
 RUNS: Final = (FOUR, TWO, VIRTUAL)
 """Recorded runs that the page and its plots are made of."""
@@ -58,7 +58,7 @@ def tables(runs: Mapping[str, Result]) -> dict[str, str]:
     virtual = runs[VIRTUAL]
     return {
         "four H200": calls_table(runs[FOUR]),
-        "two H200": calls_table(runs[TWO]),
+        "two H100": calls_table(runs[TWO]),
         "virtual ranks": ratio_table(virtual, "best", (1, 2, 4, 8)),
         "virtual ranks, own all-reduce": ratio_table(virtual, OWN, (2, 4, 8)),
         "reach": reach_table(virtual, REACH),
