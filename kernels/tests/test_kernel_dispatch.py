@@ -548,3 +548,31 @@ def test_plan_grid(
     choice: Choice, tokens: int, features: int, resident: int, in_order: bool, sharing: int
 ) -> None:
     check_grid(choice, tokens, features, resident, in_order, sharing)
+
+
+@pytest.mark.parametrize(
+    ("page", "command", "shape"),
+    [
+        (
+            "kernels.md",
+            "python -m gemm_allreduce.dispatch 33 8192 1024 8 sm_90",
+            Shape(33, 8192, 1024, 8, TUNED),
+        ),
+        (
+            "bench.md",
+            "invoke bench --explain 16,8192,1024,8,sm_90",
+            Shape(16, 8192, 1024, 8, TUNED),
+        ),
+    ],
+)
+def test_pages_show_what_explain_says(page: str, command: str, shape: Shape) -> None:
+    """A rule more changes the numbers of all behind it."""
+    docs = SOURCES.parent.parent / "docs"
+    if not docs.is_dir():
+        pytest.skip("not in a checkout")
+    _, _, behind = (docs / page).read_text().partition(f"$ {command}\n")
+    first, _, last = behind.partition("```")[0].partition("...\n")
+    said = explain(shape) + "\n"
+    assert last
+    assert said.startswith(first)
+    assert said.endswith(last)
