@@ -88,12 +88,11 @@ def _require(kind: type[Exception], words: str, attempt: Callable[[], object]) -
 @contextmanager
 def _copy_of_bundle(ranks: Ranks, damage: Callable[[Bundle], None]) -> Iterator[None]:
     """Use a copy of this architecture's cubins, damaged, in place of the bundle."""
-    arch = f"sm_{''.join(map(str, torch.cuda.get_device_capability(ranks.device)))}"
-    bundle = find_bundle(arch)
+    bundle = find_bundle(ranks.arch)
     saved = os.environ.get(VARIABLE)
     with tempfile.TemporaryDirectory(prefix="smoke-") as folder:
         copy = Path(folder, "bundle")
-        shutil.copytree(bundle.folder, copy, ignore=lambda at, _: _others(at, bundle, arch))
+        shutil.copytree(bundle.folder, copy, ignore=lambda at, _: _others(at, bundle, ranks.arch))
         damage(read_bundle(copy))
         os.environ[VARIABLE] = str(copy)
         try:

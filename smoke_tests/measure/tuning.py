@@ -28,7 +28,7 @@ MARGIN: Final = 0.02
 """Less is no reason to change the table."""
 WITHIN: Final = 1.2
 """What takes so many times the fastest in its first rounds is not timed further."""
-EARLY_BYTES: Final = (16, 512)
+EARLY_SIZES: Final = (16, 512)
 """Of a row of weight, for early forms: next to nothing, and what was best on H100 and H200."""
 EARLY_TRIED: Final = 4
 """Of so many, the fastest, early forms are timed."""
@@ -252,7 +252,7 @@ def early_forms(ratios: Ratios, arch: str) -> list[Choice]:
     for depths in ({s.depth for s in shapes}, *({s.depth} for s in shapes)):
         means = _means(late, [shape for shape in shapes if shape.depth in depths])
         best = sorted(means, key=means.__getitem__, reverse=True)[:EARLY_TRIED]
-        forms = (early_form(choice, arch, size) for choice in best for size in EARLY_BYTES)
+        forms = (early_form(choice, arch, size) for choice in best for size in EARLY_SIZES)
         found |= dict.fromkeys(form for form in forms if form and form not in ratios)
     return list(found)
 
