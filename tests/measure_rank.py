@@ -100,7 +100,11 @@ def tuned(rank: int, w: int) -> dict[str, Any]:
     given = argparse.Namespace(tokens=[5])
     layers = [(N, K)]
     # Nothing is compiled for an interpreter.
-    found = tune.tune_ranks(given, bench, workspace, chooser, layers, ahead=lambda *_: None)
+    kept: list[table.Tuned] = []
+    found = tune.tune_ranks(
+        given, bench, workspace, chooser, layers, kept.append, ahead=lambda *_: None
+    )
+    assert kept == [found]
     bench.close()
     (picked,) = found.picked
     origin = table.Origin("a CPU", "sm_90", 4, "interpreted", "2026-01-02", "processes", [(N, K)])

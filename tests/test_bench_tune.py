@@ -174,6 +174,7 @@ def run(
     wrong: Callable[[Any], bool] = lambda _: False,
     resources: Callable[[Any, int, int, int], Any] = lambda *_: (100, 1000),
     ahead: list[Any] | None = None,
+    kept: list[list[Any]] | None = None,
 ) -> list[Any]:
     from smoke_tests.measure.plan import Effort
     from smoke_tests.measure.tuning import Chooser, TunedBench, tune
@@ -191,6 +192,7 @@ def run(
         resources,
         lambda variants, arch: ahead.append((arch, [variant.name for variant in variants])),
         lambda _: None,
+        lambda found: kept.append(list(found)) if kept is not None else None,
     )
 
 
@@ -442,6 +444,58 @@ def test_the_table_is_read_back_and_serves_what_was_picked(
     finally:
         monkeypatch.undo()
         dispatch.rules.cache_clear()
+
+
+def test_after_every_m_there_is_a_table_of_what_was_found_so_far() -> None:
+    from smoke_tests.measure.table import Tuned, rules_of, text_of
+
+    kept: list[list[Any]] = []
+    picked = run(lambda _: 1.0, tokens=(16, 64, 256), kept=kept)
+    assert kept == [picked[:1], picked[:2], picked]
+    text = text_of(_origin(), [Tuned(8, 78, kept[1])], whole=False)
+    assert "\n# unfinished  no rule serves more rows than were timed\n" in text
+    assert [rule.max_tokens for rule in rules_of(text)][-1] == 64
+    assert "unfinished" not in text_of(_origin(), [Tuned(8, 78, kept[1])])
+
+
+@pytest.mark.parametrize("ends", ["whole", "early", "at once", "disk"])
+def test_a_run_that_ends_early_leaves_what_it_found(
+    ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from smoke_tests.measure import tune
+    from smoke_tests.measure.table import Tuned, rules_of
+
+    picked = run(lambda _: 1.0, tokens=(16, 64))
+
+    def tuned(given: Any, draft: Any) -> Any:
+        if ends == "at once":
+            raise RuntimeError("no room for weights")
+        draft([Tuned(8, 78, picked[:1])], LAYERS)
+        if ends == "early":
+            raise RuntimeError("M 64: the table in force: it hung")
+        if ends == "disk":
+            (tmp_path / ".new.toml.part").mkdir()
+        return [Tuned(8, 78, picked)], LAYERS
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tune, "run_virtual", tuned)
+    monkeypatch.setattr(tune, "origin_of", lambda *_: _origin())
+    out, part = tmp_path / "new.toml", tmp_path / "new.toml.part"
+    status = tune.main(["--ranks", "virtual", "--out", str(out)])
+    said = capsys.readouterr().err
+    assert status == (0 if ends == "whole" else 1)
+    if ends == "whole":
+        assert len(rules_of(out.read_text())) == len({p.choice for p in picked})
+        assert os.listdir(tmp_path) == ["new.toml"]
+        assert f"GEMM_AR_DISPATCH={out}" in said
+        return
+    assert not out.exists()
+    assert "no table was written: " in said
+    assert part.exists() == (ends != "at once") == (f"; {part} has what was found before" in said)
+    if part.exists():
+        assert rules_of(part.read_text())[-1].max_tokens == 16
 
 
 def test_a_last_rule_for_few_rows_ends_there() -> None:

@@ -34,13 +34,14 @@ class Origin:
     layers: Iterable[tuple[int, int]]
 
 
-def text_of(origin: Origin, tuned: Sequence[Tuned]) -> str:
+def text_of(origin: Origin, tuned: Sequence[Tuned], *, whole: bool = True) -> str:
     """Return a table that dispatch reads; neighbours of one choice become one rule.
 
     Rules fit only ranks of the architecture and of the multiprocessors that were timed: another
     GPU passes them over. Between two depths that have rules of their own, the geometric mean is
     where one ends; deeper calls than were timed get the last one's. Calls of more rows than were
-    timed get the last rules, unless those are for few rows only.
+    timed get the last rules, unless those are for few rows only; or unless the table is not
+    `whole`, since others were to come.
     Raises: ValueError for what would not be a table.
     """
     layers = ", ".join(f"{n} x {k}" for n, k in origin.layers)
@@ -54,10 +55,11 @@ def text_of(origin: Origin, tuned: Sequence[Tuned]) -> str:
         f"# ranks       {origin.ranks}",
         f"# layers      N x K of a rank: {layers}",
         "# written by  invoke bench --tune",
+        *["# unfinished  no rule serves more rows than were timed"] * (not whole),
     ]
     for of in tuned:
         for number, group in enumerate(groups := _merged(of.picked)):
-            last = number == len(groups) - 1
+            last = whole and number == len(groups) - 1
             for column, depth in zip(zip(*group, strict=True), _ends(group[0]), strict=True):
                 lines += ["", *_rule(origin.arch, of, column, depth, last=last)]
     text = "\n".join(lines) + "\n"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -27,8 +28,12 @@ from smoke_tests.measure.options import check_ranks, numbers, ranks_parser
 from smoke_tests.measure.plan import QUICK
 from smoke_tests.measure.table import Origin, Tuned, text_of
 from smoke_tests.measure.timing import timer_for
-from smoke_tests.measure.tuning import Ahead, Chooser, Resources, TunedBench, tune
+from smoke_tests.measure.tuning import Ahead, Chooser, Picked, Resources, TunedBench, tune
 
+Layers = list[tuple[int, int]]
+"""(N, K of a rank) of each layer."""
+Draft = Callable[[Sequence[Tuned], Layers], None]
+"""Takes the table so far."""
 TOKENS: Final = (16, 64, 256, 1024, 8192)
 """Rules end at these M, and are timed there."""
 
@@ -55,11 +60,13 @@ def tune_ranks(
     workspace: Workspace,
     chooser: Chooser,
     layers: Sequence[tuple[int, int]],
+    keep: Callable[[Tuned], None],
     resources: Resources | None = None,
     ahead: Ahead = compile_ahead,
 ) -> Tuned:
     """Tune for the ranks of a bench, whose workspace asks the chooser. Collective.
 
+    `keep` takes what was found so far, after every M.
     Raises: StepError as `tune`.
     """
 
@@ -70,7 +77,11 @@ def tune_ranks(
         if bench.rank == 0:
             print(line, file=sys.stderr, flush=True)
 
-    device = workspace.device
+    device, processors = workspace.device, shape_of(1, 8, 8).processors
+
+    def tuned(picked: Sequence[Picked]) -> Tuned:
+        return Tuned(bench.world_size, processors, tuple(picked))
+
     picked = tune(
         TunedBench(bench, chooser),
         timer_for(device),
@@ -81,8 +92,9 @@ def tune_ranks(
         resources or _compiler(workspace, chooser),
         ahead,
         say,
+        lambda found: keep(tuned(found)),
     )
-    return Tuned(bench.world_size, shape_of(1, 8, 8).processors, picked)
+    return tuned(picked)
 
 
 def _compiler(workspace: Workspace, chooser: Chooser) -> Resources:
@@ -98,27 +110,29 @@ def _compiler(workspace: Workspace, chooser: Chooser) -> Resources:
     return resources
 
 
-def run_virtual(given: argparse.Namespace) -> tuple[list[Tuned], list[tuple[int, int]]]:
+def run_virtual(given: argparse.Namespace, draft: Draft) -> tuple[list[Tuned], Layers]:
     """Tune virtual ranks on the current GPU; return what was picked, and the layers."""
     from smoke_tests.measure.virtual import VirtualBench
 
     device = torch.device("cuda", torch.cuda.current_device())
     tuned: list[Tuned] = []
-    seen: dict[tuple[int, int], None] = {}
+    layers = [(s.n, s.k) for s in shapes_of([models()[name] for name in given.model], 8)]
+
+    def keep(now: Tuned) -> None:
+        draft([*tuned, now], layers)
+
     for w in given.w:
-        layers = [(s.n, s.k) for s in shapes_of([models()[name] for name in given.model], 8)]
-        seen |= dict.fromkeys(layers)
         chooser = Chooser()
         most, widest = max(given.tokens), max(n for n, _ in layers)
         bench = VirtualBench(w, device, most, widest, dispatch=chooser, kernels="jit")
         print(f"W {w}", file=sys.stderr)
-        tuned.append(tune_ranks(given, bench, bench.workspace, chooser, layers))
+        tuned.append(tune_ranks(given, bench, bench.workspace, chooser, layers, keep))
         bench.close()
         torch.cuda.empty_cache()
-    return tuned, list(seen)
+    return tuned, layers
 
 
-def run_processes(given: argparse.Namespace) -> tuple[list[Tuned], list[tuple[int, int]]]:
+def run_processes(given: argparse.Namespace, draft: Draft) -> tuple[list[Tuned], Layers]:
     """Tune the processes that torchrun started; return the same on every rank."""
     from smoke_tests.measure import processes
 
@@ -127,17 +141,18 @@ def run_processes(given: argparse.Namespace) -> tuple[list[Tuned], list[tuple[in
     chooser = Chooser()
     most, widest = max(given.tokens), max(n for n, _ in layers)
     bench = processes.connect_fused(given.transport, most, widest, chooser)
-    tuned = tune_ranks(given, bench, bench.workspace, chooser, layers)
+
+    def keep(now: Tuned) -> None:
+        draft([now], layers)
+
+    tuned = tune_ranks(given, bench, bench.workspace, chooser, layers, keep)
     bench.close()
     return [tuned], layers
 
 
-def write_table(given: argparse.Namespace, origin: Origin, tuned: Sequence[Tuned]) -> None:
-    """Write the table beside its place, then move it there. Raises: OSError, ValueError."""
-    text = text_of(origin, tuned)
-    beside = given.out.with_name(f".{given.out.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.rename(given.out)
+def unfinished(out: Path) -> Path:
+    """Return where a table is until it is whole: what a run that ends early leaves."""
+    return out.with_name(f"{out.name}.part")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,13 +166,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_grad_enabled(False)
     if given.ranks == "processes":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    part, writes = unfinished(given.out), os.environ.get("RANK", "0") == "0"
+    left = ""
+
+    def write(tuned: Sequence[Tuned], layers: Layers, *, whole: bool = False) -> None:
+        nonlocal left
+        if writes:
+            text = text_of(origin_of(given, triton.__version__, layers), tuned, whole=whole)
+            # Replaced, not rewritten: an end in between leaves the one before.
+            fresh = part.with_name(f".{part.name}")
+            fresh.write_text(text, encoding="utf-8")
+            fresh.rename(given.out if whole else part)
+            left = f"; {part} has what was found before"
+
     try:
-        tuned, layers = (run_virtual if given.ranks == "virtual" else run_processes)(given)
-    except (RuntimeError, ValueError) as error:  # StepError too
-        print(f"nothing was written: {error}", file=sys.stderr)
+        tuned, layers = (run_virtual if given.ranks == "virtual" else run_processes)(given, write)
+        write(tuned, layers, whole=True)
+    except (OSError, RuntimeError, ValueError) as error:  # StepError too
+        print(f"no table was written: {error}{left}", file=sys.stderr)
         return 1
-    if os.environ.get("RANK", "0") == "0":
-        write_table(given, origin_of(given, triton.__version__, layers), tuned)
+    if writes:
+        part.unlink(missing_ok=True)
         print(f"GEMM_AR_DISPATCH={given.out.resolve()}", file=sys.stderr)
     return 0
 

@@ -76,6 +76,9 @@ class Picked:
     refused: Mapping[str, str]
 
 
+Keep = Callable[[Sequence[Picked]], None]
+
+
 class TunedBench:
     """The ranks of another bench, whose ways are candidates."""
 
@@ -113,6 +116,7 @@ def tune(
     resources: Resources,
     ahead: Ahead,
     say: Say,
+    keep: Keep,
 ) -> list[Picked]:
     """Return the best choices for every M of the effort, by M and K. Collective.
 
@@ -126,10 +130,11 @@ def tune(
         resources: makes a kernel.
         ahead: is called on rank 0 of all, with what will be asked of `resources`.
         say: takes a line on what was found.
+        keep: takes all that was found so far, after every M.
 
     Raises: StepError on every rank when inputs cannot be made, or no candidate was right.
     """
-    found = []
+    found: list[Picked] = []
     for m in effort.tokens:
         shapes = [shape_of(m, n, k) for n, k in layers]
         incumbents = dict.fromkeys(choose(shape) for shape in shapes)
@@ -152,6 +157,7 @@ def tune(
         for one in picked:
             say(line_of(one))
         found += picked
+        keep(found)
     return found
 
 
