@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from gemm_allreduce.dispatch import Choice, Rule, parse_rules
-from smoke_tests.measure.tuning import Picked
+from smoke_tests.measure.picking import Picked
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ from smoke_tests.measure.bench import Bench
 from smoke_tests.measure.inputs import l2_bytes
 from smoke_tests.measure.models import models, shapes_of
 from smoke_tests.measure.options import check_ranks, numbers, ranks_parser
+from smoke_tests.measure.picking import Picked
 from smoke_tests.measure.plan import QUICK
 from smoke_tests.measure.table import Origin, Tuned, text_of
 from smoke_tests.measure.timing import timer_for
-from smoke_tests.measure.tuning import Ahead, Chooser, Picked, Resources, TunedBench, tune
+from smoke_tests.measure.tuning import Ahead, Chooser, Resources, TunedBench, tune
 
 Layers = list[tuple[int, int]]
 """(N, K of a rank) of each layer."""

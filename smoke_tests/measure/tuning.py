@@ -8,36 +8,31 @@ room for two kernels on a multiprocessor may gain more than the fastest.
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import torch
 
-from gemm_allreduce.dispatch import Choice, Shape, choose, early_form
+from gemm_allreduce.dispatch import Choice, Shape, choose
 from gemm_allreduce.variants import Variant
 from smoke_tests.measure.bench import FUSED, Bench, RanksKind, StepError, Way, measure, together
 from smoke_tests.measure.candidates import candidates, label, misfit
+from smoke_tests.measure.picking import Picked, Ratios, early_forms, line_of, pick
 from smoke_tests.measure.plan import Effort, copies_of
 from smoke_tests.measure.timing import Timer
 
-MARGIN: Final = 0.02
-"""Less is no reason to change the table."""
 WITHIN: Final = 1.2
 """What takes so many times the fastest in its first rounds is not timed further."""
-EARLY_SIZES: Final = (16, 512)
-"""Of a row of weight, for early forms: next to nothing, and what was best on H100 and H200."""
-EARLY_TRIED: Final = 4
-"""Of so many, the fastest, early forms are timed."""
 
 Resources = Callable[[Choice, int, int, int], tuple[int, int] | None]
 """Makes a choice's kernel for M, N, K; returns registers of a thread and shared bytes, if known."""
 Ahead = Callable[[Sequence[Variant], str], None]
 """Makes kernels for an architecture all at once, so that Resources finds them made."""
 Say = Callable[[str], None]
+Keep = Callable[[Sequence[Picked]], None]
 
 
 class Chooser:
@@ -49,34 +44,6 @@ class Chooser:
     def __call__(self, shape: Shape) -> Choice:
         """Return the choice for a call."""
         return choose(shape) if self.now is None else self.now
-
-
-Ratios = Mapping[Choice, Mapping[Shape, float]]
-"""Time of the table in force / time of a choice, for the shapes where that was right and timed."""
-
-
-@dataclass(frozen=True)
-class Picked:
-    """What was found for calls of so many rows, of one depth K or of several.
-
-    Attributes:
-        tokens: largest M, at which it was timed.
-        depths: every K of a rank that it was timed with, ascending.
-        choice: the fastest.
-        ratio: the incumbents' time / its time: the geometric mean over the layers; 1: it stays.
-        timed: how many candidates were right and timed.
-        refused: why others were not, by their labels.
-    """
-
-    tokens: int
-    depths: tuple[int, ...]
-    choice: Choice
-    ratio: float
-    timed: int
-    refused: Mapping[str, str]
-
-
-Keep = Callable[[Sequence[Picked]], None]
 
 
 class TunedBench:
@@ -207,72 +174,6 @@ def _turns(
             if us := case.call_us.get(label(choice)):
                 ratios[choice][shape] = case.call_us[FUSED] / us
     return {c: of for c, of in ratios.items() if len(of) == len(shapes)}, refused
-
-
-def pick(
-    shapes: Sequence[Shape],
-    ratios: Ratios,
-    incumbents: Iterable[Choice],
-    refused: Mapping[str, str],
-) -> list[Picked]:
-    """Return the best choice for each depth of shapes of one M; neighbours that agree as one. Pure.
-
-    That is the best for all shapes together, and for a depth another that is faster there by
-    MARGIN or more. An incumbent within MARGIN of the best stays.
-    Raises: StepError when there is none.
-    """
-    if not ratios:
-        tokens = shapes[0].tokens
-        raise StepError(f"M {tokens}: no candidate was timed on every layer: {dict(refused)}")
-    incumbents = list(incumbents)
-    common = _best(_means(ratios, shapes), incumbents)
-    found: list[Picked] = []
-    for depth in sorted({shape.depth for shape in shapes}):
-        means = _means(ratios, [shape for shape in shapes if shape.depth == depth])
-        best = _best(means, [common])
-        if best != common:
-            best = _best(means, [common, *incumbents])
-        depths: tuple[int, ...] = (depth,)
-        if found and found[-1].choice == best:
-            depths = (*found.pop().depths, depth)
-        served = [shape for shape in shapes if shape.depth in depths]
-        mean = round(_means(ratios, served)[best], 4)
-        found.append(Picked(shapes[0].tokens, depths, best, mean, len(ratios), dict(refused)))
-    return found
-
-
-def _best(means: Mapping[Choice, float], incumbents: Iterable[Choice]) -> Choice:
-    best = max(means, key=means.__getitem__)
-    kept = max((c for c in incumbents if c in means), key=means.__getitem__, default=best)
-    return kept if means[best] < means[kept] * (1 + MARGIN) else best
-
-
-def early_forms(ratios: Ratios, arch: str) -> list[Choice]:
-    """Return the early forms of the fastest that are not early, those that were not timed. Pure.
-
-    The fastest of all depths together, and of each one.
-    """
-    late = {choice: of for choice, of in ratios.items() if not choice.variant.early}
-    shapes = list(next(iter(late.values()), {}))
-    found: dict[Choice, None] = {}
-    for depths in ({s.depth for s in shapes}, *({s.depth} for s in shapes)):
-        means = _means(late, [shape for shape in shapes if shape.depth in depths])
-        best = sorted(means, key=means.__getitem__, reverse=True)[:EARLY_TRIED]
-        forms = (early_form(choice, arch, size) for choice in best for size in EARLY_SIZES)
-        found |= dict.fromkeys(form for form in forms if form and form not in ratios)
-    return list(found)
-
-
-def _means(ratios: Ratios, shapes: Sequence[Shape]) -> dict[Choice, float]:
-    return {c: statistics.geometric_mean(of[s] for s in shapes) for c, of in ratios.items()}
-
-
-def line_of(picked: Picked) -> str:
-    """Return what was found as a line."""
-    counts = f"{picked.timed} candidates, {len(picked.refused)} refused"
-    depths = ", ".join(map(str, picked.depths))
-    ratio = f"x{picked.ratio:.2f}"
-    return f"M {picked.tokens:5}  K {depths:12}  {ratio}  {label(picked.choice)}  ({counts})"
 
 
 def _refusal(bench: Bench, resources: Resources, choice: Choice, shape: Shape) -> str:
