@@ -48,12 +48,10 @@ def explain(root: Path, shape: str) -> None:
 def fused(root: Path, *, quick: bool, out: str) -> dict[str, Any]:
     """Time the fused kernels against the serial way on this host's GPUs; return the verdict.
 
-    Raises: UsageError when the file exists; HostError without torch or a GPU; CheckFailed when a
-    result was wrong or a measure is outside of its band.
+    Raises: UsageError as `new_file`; HostError without torch or a GPU; CheckFailed when a result
+    was wrong or a measure is outside of its band.
     """
-    file = Path(out).resolve()
-    if file.exists():
-        raise UsageError("the records need a new file", where=f"--out {out}", got="it exists")
+    file = new_file(out, "the records need")
     if not importlib.util.find_spec("torch"):
         remedy = "run inside an image of tdstack, on a host with a GPU"
         raise HostError("nothing can be timed here", got="not installed: torch", remedy=remedy)
@@ -76,6 +74,20 @@ def fused(root: Path, *, quick: bool, out: str) -> dict[str, Any]:
             details=found,
         )
     return found
+
+
+def new_file(out: str, what: str) -> Path:
+    """Return the path of a file to be written, before the work that it is for.
+
+    Raises: UsageError, saying `what` needs one, when it exists or its folder cannot take it.
+    """
+    file = Path(out).expanduser().resolve()
+    if file.exists():
+        raise UsageError(f"{what} a new file", where=f"--out {out}", got="it exists")
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        why = "cannot be written" if file.parent.is_dir() else "is no folder"
+        raise UsageError(f"{what} a new file", where=f"--out {out}", got=f"{file.parent} {why}")
+    return file
 
 
 def fused_command(count: int, *, quick: bool, file: Path) -> list[str]:

@@ -9,19 +9,17 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from tdstack.bench import gpus, ranks_command
-from tdstack.errors import CheckFailed, HostError, UsageError
+from tdstack.bench import gpus, new_file, ranks_command
+from tdstack.errors import CheckFailed, HostError
 
 
 def tune(root: Path, *, out: str) -> dict[str, Any]:
     """Time candidates for the dispatch table on this host's GPUs; return what was written.
 
-    Raises: UsageError when the file exists; HostError without torch, Triton or a GPU; CheckFailed
+    Raises: UsageError as `new_file`; HostError without torch, Triton or a GPU; CheckFailed
     when no table was written.
     """
-    file = Path(out).expanduser().resolve()
-    if file.exists():
-        raise UsageError("the table needs a new file", where=f"--out {out}", got="it exists")
+    file = new_file(out, "the table needs")
     missing = [name for name in ("torch", "triton") if not importlib.util.find_spec(name)]
     if missing:
         remedy = "run inside an image of tdstack, on a host with a GPU"

@@ -554,6 +554,8 @@ def test_without_a_gpu_the_verb_says_so(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("")
     with pytest.raises(UsageError, match="new file"):
         tune(ROOT, out=str(tmp_path / "old"))
+    with pytest.raises(UsageError, match="lost is no folder"):
+        tune(ROOT, out=str(tmp_path / "lost" / "new"))
     command = [sys.executable, "-m", "smoke_tests.measure", "tune", "--ranks", "virtual"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "new")], cwd=ROOT, capture_output=True, text=True
@@ -561,6 +563,14 @@ def test_without_a_gpu_the_verb_says_so(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     assert "a GPU is needed" in done.stderr
     assert not (tmp_path / "new").exists()
+    lost = subprocess.run(
+        [*command, "--out", str(tmp_path / "lost" / "new")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert lost.returncode == 2, "said before the work that would be lost"
+    assert "lost is no folder that can be written" in lost.stderr
 
 
 def test_the_verb_tunes_a_process_per_gpu_or_virtual_ranks(tmp_path: Path) -> None:

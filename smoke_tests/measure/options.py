@@ -31,8 +31,11 @@ def check_ranks(parser: argparse.ArgumentParser, given: argparse.Namespace) -> N
     elif "RANK" not in os.environ:
         parser.error("--ranks processes is started by torchrun")
     # Rank 0 writes: another may come here after it has begun.
-    if os.environ.get("RANK", "0") == "0" and given.out.exists():
-        parser.error(f"--out: {given.out} exists")
+    if os.environ.get("RANK", "0") == "0":
+        if given.out.exists():
+            parser.error(f"--out: {given.out} exists")
+        if not os.access(given.out.resolve().parent, os.W_OK):
+            parser.error(f"--out: {given.out.resolve().parent} is no folder that can be written")
 
 
 def numbers(text: str) -> list[int]:
