@@ -135,13 +135,17 @@ def test_a_killed_upgrade_leaves_the_old_version_whole_and_in_use(
     verified(site, prefix)
     whole = 2 * (time.monotonic() - begin) + installed["seconds"]["read"]
     moments = random.Random(SEED)
-    killed = 0
-    for turn in range(KILLS):
+    killed = tries = 0
+    while killed < KILLS and tries < 2 * KILLS:
+        tries += 1
         # One moment in each tenth of the time that it takes.
-        delay = whole * (turn + moments.random()) / KILLS
+        delay = whole * (killed + moments.random()) / KILLS
+        begin = time.monotonic()
         running = site.start(*words, checkout=site.second)
         try:
             running.wait(delay)
+            # A machine that others use too gets faster and slower: what it took now counts.
+            whole = min(whole, time.monotonic() - begin)
         except subprocess.TimeoutExpired:
             # Python itself, not setpriv, which became it.
             running.send_signal(signal.SIGKILL)
