@@ -31,6 +31,9 @@ from smoke_tests.steps import Steps
 EARLY_BYTES = 1024
 """What early forms ask for of a row of weight: less than a row has at the depths above."""
 
+COMM_CTAS = 16
+"""CTAs that only communicate, where some do."""
+
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -223,7 +226,7 @@ class Ranks:
         if tile.area >= LARGE_TILE_AREA:
             found["two_shot_split"] = Choice(variant("two_shot", w))
             found["two_shot"] = Choice(variant("two_shot"))
-            found["two_shot_comm"] = Choice(variant("two_shot"), comm_ctas=16)
+            found["two_shot_comm"] = Choice(variant("two_shot"), comm_ctas=COMM_CTAS)
         if self.kind != "cpu":  # where nothing starts early
             for name, choice in list(found.items()):
                 if early := early_form(choice, self.arch, EARLY_BYTES):
@@ -254,7 +257,7 @@ class Ranks:
             if ours and variant.operand == dtype and self.kernels.serves(variant):
                 yield Choice(variant)
                 if variant.algorithm == "two_shot" and variant.split == 1:
-                    yield Choice(variant, comm_ctas=16)
+                    yield Choice(variant, comm_ctas=COMM_CTAS)
 
     @cached_property
     def kernels(self) -> Kernels:
@@ -275,6 +278,6 @@ class Ranks:
         w = self.world_size
         found = dict.fromkeys(v for v in reachable_variants(self.arch) if v.world_size == w)
         for dtype in self.dtypes if w > 1 else ():
-            for tile in (*self.scale.tiles, self.scale.small_tile):
-                found |= dict.fromkeys(c.variant for c in self.choices(dtype, tile).values())
+            for family in self.families(dtype):
+                found |= dict.fromkeys(choice.variant for choice in family.values())
         return list(found)

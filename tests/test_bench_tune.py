@@ -301,11 +301,10 @@ def test_a_depth_that_wants_another_kernel_gets_a_rule_of_its_own() -> None:
 
     other = next(label(c) for c in candidates(shape(16)) if label(c) != FAST)
 
-    def fast(name: str, *, us: float = 50.0, then: str) -> float:
-        return us if name == then else 100.0
-
     shallow, deep = run(
-        lambda name: fast(name, then=FAST), deep=lambda name: fast(name, then=other), tokens=(16,)
+        lambda name: 50.0 if name == FAST else 100.0,
+        deep=lambda name: 50.0 if name == other else 100.0,
+        tokens=(16,),
     )
     assert (shallow.depths, label(shallow.choice), shallow.ratio) == ((16,), FAST, 2.0)
     assert (deep.depths, label(deep.choice), deep.ratio) == ((64,), other, 2.0)

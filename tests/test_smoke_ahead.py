@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 
 if TYPE_CHECKING:
     from gemm_allreduce.variants import Variant
+    from smoke_tests.ranks import Ranks
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -49,19 +50,28 @@ def test_what_takes_too_long_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(list(tmp_path.glob("*/*.cubin"))) < len(variants) / 4
 
 
+def virtual_ranks(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, capability: tuple[int, int] = (9, 0)
+) -> Ranks:
+    """Ranks of a GPU that is not there, to be asked what they would run."""
+    import torch
+
+    from smoke_tests.ranks import Ranks
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    device = torch.device("cuda", 0)
+    return Ranks("virtual", world_size, 0, None, device, lambda: pytest.fail("connected"), 1.0)
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_ranks_know_which_kernels_their_checks_ask_for(
     world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     from gemm_allreduce.dispatch import Shape, choose
-    from smoke_tests.ranks import GPU_SCALE, Ranks
+    from smoke_tests.ranks import GPU_SCALE
 
     monkeypatch.setenv("GEMM_AR_CUBINS", "none")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    device = torch.device("cuda", 0)
-    ranks = Ranks("virtual", world_size, 0, None, device, lambda: pytest.fail("connected"), 1.0)
+    ranks = virtual_ranks(monkeypatch, world_size)
     variants = ranks.variants
     assert len(variants) == len(set(variants))
     assert {variant.world_size for variant in variants} == {world_size}
@@ -91,13 +101,7 @@ def test_without_a_compiler_checks_compare_the_tables_own_kernels(
     arch: tuple[int, int], world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No tile of the scale need be among them: a tuned table has few."""
-    import torch
-
-    from smoke_tests.ranks import Ranks
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: arch)
-    device = torch.device("cuda", 0)
-    ranks = Ranks("virtual", world_size, 0, None, device, lambda: pytest.fail("connected"), 1.0)
+    ranks = virtual_ranks(monkeypatch, world_size, arch)
     bundled = Bundled(ranks.arch)
     monkeypatch.setitem(vars(ranks), "kernels", bundled)
     families = ranks.families("bf16")
@@ -115,14 +119,10 @@ def test_without_a_compiler_checks_compare_the_tables_own_kernels(
 def test_with_a_compiler_checks_have_every_algorithm_in_one_tile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import torch
-
-    from smoke_tests.ranks import GPU_SCALE, Ranks
+    from smoke_tests.ranks import GPU_SCALE
 
     monkeypatch.setenv("GEMM_AR_CUBINS", "none")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    device = torch.device("cuda", 0)
-    ranks = Ranks("virtual", 8, 0, None, device, lambda: pytest.fail("connected"), 1.0)
+    ranks = virtual_ranks(monkeypatch, 8)
     by_tile = {next(iter(f.values())).variant.tile: f for f in ranks.families("bf16")}
     first, second = (by_tile[tile] for tile in GPU_SCALE.tiles)
     assert {c.variant.algorithm for c in first.values()} == {"one_shot", "two_shot"}

@@ -152,11 +152,14 @@ def measure(
             bench.flush()
             bench.align()
 
+        latencies: dict[str, list[float]] = {}
         if singles:
             take_turns(timer, singles, 2, before)
-        latencies = together(
-            bench, "single calls", lambda: take_turns(timer, singles, effort.latency_rounds, before)
-        )
+            latencies = together(
+                bench,
+                "single calls",
+                lambda: take_turns(timer, singles, effort.latency_rounds, before),
+            )
     except StepError as problem:
         case.problems["timing"] = str(problem)
         return case

@@ -30,12 +30,17 @@ def check_ranks(parser: argparse.ArgumentParser, given: argparse.Namespace) -> N
             parser.error(f"--w: 1, 2, 4 and 8 virtual ranks can be had, not {bad}")
     elif "RANK" not in os.environ:
         parser.error("--ranks processes is started by torchrun")
-    # Rank 0 writes: another may come here after it has begun.
-    if os.environ.get("RANK", "0") == "0":
+    # Another may come here after rank 0 has begun to write.
+    if writes():
         if given.out.exists():
             parser.error(f"--out: {given.out} exists")
         if not os.access(given.out.resolve().parent, os.W_OK):
             parser.error(f"--out: {given.out.resolve().parent} is no folder that can be written")
+
+
+def writes() -> bool:
+    """Return whether this process writes the file: rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def numbers(text: str) -> list[int]:

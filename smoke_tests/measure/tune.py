@@ -24,7 +24,7 @@ from smoke_tests.ahead import compile_ahead
 from smoke_tests.measure.bench import Bench
 from smoke_tests.measure.inputs import l2_bytes
 from smoke_tests.measure.models import models, shapes_of
-from smoke_tests.measure.options import check_ranks, numbers, ranks_parser
+from smoke_tests.measure.options import check_ranks, numbers, ranks_parser, writes
 from smoke_tests.measure.picking import Picked
 from smoke_tests.measure.plan import QUICK
 from smoke_tests.measure.table import Origin, Tuned, text_of
@@ -167,12 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_grad_enabled(False)
     if given.ranks == "processes":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    part, writes = unfinished(given.out), os.environ.get("RANK", "0") == "0"
-    left = ""
+    part, left = unfinished(given.out), ""
 
     def write(tuned: Sequence[Tuned], layers: Layers, *, whole: bool = False) -> None:
         nonlocal left
-        if writes:
+        if writes():
             text = text_of(origin_of(given, triton.__version__, layers), tuned, whole=whole)
             # Replaced, not rewritten: an end in between leaves the one before.
             fresh = part.with_name(f".{part.name}")
@@ -186,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError, ValueError) as error:  # StepError too
         print(f"no table was written: {error}{left}", file=sys.stderr)
         return 1
-    if writes:
+    if writes():
         part.unlink(missing_ok=True)
         print(f"GEMM_AR_DISPATCH={given.out.resolve()}", file=sys.stderr)
     return 0
