@@ -25,6 +25,10 @@ _ONE_SHOT_WAIT = " " * 12 + _WAIT.format("tile * W", "W")
 _PARTIAL_WAIT = " " * 4 + _WAIT.format("index * W", "W")
 _RESULT_WAIT = " " * 4 + _WAIT.format("tile * SPLIT", "SPLIT")
 _UNWAITED = _RESULT_WAIT.replace("failed, late", "ignored, late").replace("spin_limit", "0")
+_LOOK = " " * 12 + "total, failed = take_cells(\n"
+_LOOKED = " " * 12 + "total = finish(total, bias_ptr, residual_ptr, extras, M, N, offs_m, offs_n)\n"
+# A stall polls flags; a kernel without any has the rank's first word.
+_A_WORD = "flags = tl.load(heap_table + rank).to(tl.pointer_type(tl.int32))\n"
 # Each answer counts, or the compiler would delete the atomic: nothing would wait for it.
 _STALL = f"""if rank == 1:
     stall = rank * 0
@@ -45,6 +49,12 @@ _NOT_THE_FIRST_SENT = "publish(flags, epoch - (tile == 0) * (rank == 1), 1 if SP
 _SHARE = "tl.where(cta == 0, (1 << 32) + 1 - ctas.to(tl.int64), 1)"
 _SCALE = "tl.load(weight_scale_ptr + columns)"
 _DROPPED = "publish(result_ptrs + unit, epoch - (unit == 1), W)"
+
+_BUT_THE_FIRST = "mask = (offs_m < rows) & ((inside > 0) | (rank != 1))"
+_ALL_BUT_THE_FIRST = (
+    "tl.store(cell + inside, bits, mask=(offs_m < rows) & ((inside > 0) | (rank != 1)))"
+)
+_EMPTIED = "tl.store(own + source * stride + inside, nothing, mask=mask)"
 
 _PLUG_IN = "integrations/transformers.py"
 _FUSED_CALL = "        rows = x.reshape(-1, x.shape[-1])\n"
@@ -74,6 +84,9 @@ def _stalls(polls: int, *, before: bool) -> tuple[Edit, ...]:
     ):
         stall = _stall(polls, indent=len(wait) - len(wait.lstrip()))
         edits.append((file, wait, stall + wait if before else wait + stall))
+    place = _LOOK if before else _LOOKED
+    stall = textwrap.indent(_A_WORD, " " * 12) + _stall(polls, indent=12)
+    edits.append(("lamport.py", place, stall + place))
     return tuple(edits)
 
 
@@ -132,6 +145,11 @@ CONTROLS: Final = (
                 "other=0.0).to(tl.float32)",
                 "other=0.0).to(tl.float32) * (source != 1)",
             ),
+            (
+                "cells.py",
+                "total += bits.to(dtype, bitcast=True).to(tl.float32)",
+                "total += bits.to(dtype, bitcast=True).to(tl.float32) * (source != 1)",
+            ),
         ),
         "every_rank_counts_once",
         True,
@@ -140,6 +158,7 @@ CONTROLS: Final = (
         "one_slot_instead_of_two",
         (
             ("one_shot.py", "parity = (epoch & 1) * W", "parity = (epoch & 0) * W"),
+            ("lamport.py", "first_cell = (epoch & 1) * W", "first_cell = (epoch & 0) * W"),
             *_stalls(3000, before=False),
         ),
         "a_rank_may_be_one_call_ahead",
@@ -166,6 +185,38 @@ CONTROLS: Final = (
         ),
         "integers_are_exact",
         True,
+    ),
+    Control(
+        "a_partial_of_rank_1_is_not_sent_whole",
+        (
+            ("cells.py", "mask = (offs_m < rows) & (inside >= 0)", _BUT_THE_FIRST),
+            ("cells.py", "tl.store(cell + inside, bits, mask=offs_m < rows)", _ALL_BUT_THE_FIRST),
+        ),
+        "integers_are_exact",
+        True,
+        says=("elements have not come",),
+    ),
+    Control(
+        "what_has_not_come_is_summed",
+        (
+            ("cells.py", "while late & (spins <= limit):", "while late & (spins < 1):"),
+            (
+                "cells.py",
+                "    if late:\n        _report",
+                "    if late & (spins > 1):\n        _report",
+            ),
+            ("cells.py", "return total, failed | late", "return total, failed"),
+        ),
+        "each_rank_late_in_turn",
+        True,
+        _PROCESSES,
+    ),
+    Control(
+        "cells_of_rank_1_are_not_emptied",
+        (("cells.py", _EMPTIED, f"{_EMPTIED[:-1]} & (source != 1))"),),
+        "nothing_is_read_or_written_beyond_the_tensors",
+        True,
+        says=("cells were not emptied",),
     ),
     Control(
         "every_column_takes_the_scale_of_the_first",
@@ -227,7 +278,7 @@ SEQUENCE_FAULTS: Final = (
     SequenceFault(
         "a_part_takes_the_residual_of_the_first",
         (("call.py", "residual[rows],", "residual[: rows.stop - rows.start],"),),
-        # Calls 0 to 4 and 6 are of one launch, or have no residual.
+        # Calls 0 to 4, 6 and 7 are of one launch, or have no residual.
         ("rank 0: call 5: ", "rank 1: call 5: ", "elements differ"),
     ),
     SequenceFault(

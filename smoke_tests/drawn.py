@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, get_args
 
-Algorithm = Literal["table", "one_shot", "two_shot", "two_shot_split", "two_shot_comm"]
+Algorithm = Literal["table", "one_shot", "lamport", "two_shot", "two_shot_split", "two_shot_comm"]
 Out = Literal["new", "given", "residual"]
 
 ALGORITHMS: Final[tuple[Algorithm, ...]] = get_args(Algorithm)
@@ -37,7 +37,8 @@ class Call:
     Attributes:
         layer: index of its layer.
         tokens: M, rows; may be 0, or over the workspace's.
-        algorithm: which kernel, ``table`` for the package's choice.
+        algorithm: which kernel, ``table`` for the package's choice; ``lamport`` as far as it
+            serves so many rows, else ``one_shot``.
         tile: one of TILES.
         bias, residual: whether they are given.
         out: where y goes; ``residual`` overwrites that.
@@ -105,6 +106,7 @@ def fixed(world_size: int) -> Sequence:
             Call(1, 41, "two_shot_comm", (64, 64), True, False, out="given", late=first),
             Call(0, 1, "table", (64, 64), bias=True, residual=True, out="given", late=-1),
             Call(1, 81, "one_shot", (64, 64), bias=False, residual=True, out="new", late=-1),
+            Call(0, 16, "lamport", (16, 64), bias=False, residual=False, out="new", late=first),
             Call(0, 33, "two_shot", (32, 128), bias=True, residual=True, out="new", late=last),
         ),
     )

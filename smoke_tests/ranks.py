@@ -221,8 +221,11 @@ class Ranks:
             return Variant(algorithm, dtype, operand or dtype, w, tile, split)  # type: ignore[arg-type]
 
         found: dict[str, Choice] = {}
-        if tile.block_m <= HeapLayout(w, 1, 1).small_tokens:
+        layout = HeapLayout(w, 1, 1)
+        if tile.block_m <= layout.small_tokens:
             found["one_shot"] = Choice(variant("one_shot"))
+        if tile.block_m <= layout.cell_tokens:
+            found["lamport"] = Choice(variant("lamport"))
         if tile.area >= LARGE_TILE_AREA:
             found["two_shot_split"] = Choice(variant("two_shot", w))
             found["two_shot"] = Choice(variant("two_shot"))

@@ -31,7 +31,7 @@ KERNELS: Final[list[tuple[Algorithm, tuple[int, int]]]] = [
     (algorithm, tile)
     for algorithm in ALGORITHMS
     for tile in ((TILES[1],) if algorithm == "table" else TILES)
-    if algorithm == "one_shot" or tile != TILES[0]
+    if algorithm in ("one_shot", "lamport") or tile != TILES[0]
 ]
 EXTRAS: Final[list[tuple[bool, bool, Out]]] = [
     (bias, residual, out)

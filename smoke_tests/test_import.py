@@ -17,7 +17,7 @@ from smoke_tests.report import installed_version
 from tdstack.verify.triton.fork import LABEL, LIBRARY, library_of
 
 TIER = "import"
-KERNELS = ("device", "direct", "jit", "multimem", "one_shot", "two_shot")
+KERNELS = ("device", "direct", "cells", "jit", "lamport", "multimem", "one_shot", "two_shot")
 """Modules that import Triton."""
 LAYERS = ("custom_op", "linear")
 """Modules that import torch."""

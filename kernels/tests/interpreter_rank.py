@@ -16,6 +16,7 @@ from gemm_allreduce.jit import JitKernels
 from gemm_allreduce.launch import Operands, Ranks, plan_grid
 from gemm_allreduce.layout import (
     ARRIVALS_WORD,
+    EMPTY,
     EPOCH_WORD,
     STATUS_FIELDS,
     STATUS_WORD,
@@ -36,6 +37,10 @@ HEALTHY = dict.fromkeys(STATUS_FIELDS, 0)
 
 def one_shot(world_size: int, operand: Operand = "fp16", *, bulk: bool = False) -> Variant:
     return Variant("one_shot", "fp16", operand, world_size, Tile(16, 64, 32, 1, 4, bulk))
+
+
+def lamport(world_size: int, operand: Operand = "fp16", *, bulk: bool = False) -> Variant:
+    return Variant("lamport", "fp16", operand, world_size, Tile(16, 64, 32, 1, 4, bulk))
 
 
 def two_shot(
@@ -127,6 +132,7 @@ class OneRank:
             self.words(peer)[: self.layout.slots // 4] = 0
             self.words(peer)[EPOCH_WORD] = first_epoch
             self.all_flags(peer)[:] = first_epoch
+            bits(self.cells(peer))[:] = EMPTY
         table = torch.tensor([heap.data_ptr() for heap in self.heaps], dtype=torch.int64)
         status = torch.zeros(variant.world_size, STATUS_WORDS, dtype=torch.int32)
         scratch = self.words(rank)[self.layout.scratch // 4 : self.layout.partial_flags // 4]
@@ -158,6 +164,10 @@ class OneRank:
     def slots(self, rank: int) -> torch.Tensor:
         """[slot, source, elements]."""
         return self._part(rank, self.layout.slots, 2, self.world_size, self.layout.small_area)
+
+    def cells(self, rank: int) -> torch.Tensor:
+        """[cell, source, elements]."""
+        return self._part(rank, self.layout.cells, 2, self.world_size, self.layout.cell_area)
 
     def receive(self, rank: int) -> torch.Tensor:
         """[source, elements]."""
@@ -227,6 +237,12 @@ class OneRank:
     def deliver_partial(self, source: int, to: int, partial: torch.Tensor, epoch: int) -> None:
         """Do to a heap what `source` does in the first phase of the call `epoch`."""
         units = self.to_units(partial)
+        if self.variant.algorithm == "lamport":
+            place = self.cells(to)[epoch & 1, source, : units.numel()].view(units.shape)
+            columns = ceil_div(partial.shape[1], units.shape[2]) * units.shape[2]
+            sent = ~self.to_units(partial.new_zeros(len(partial), columns)).isnan()
+            place[sent] = units[sent] + 0.0  # -0.0 becomes 0.0
+            return
         if self.variant.algorithm == "one_shot":
             place = self.slots(to)[epoch & 1, source]
         else:
@@ -237,7 +253,7 @@ class OneRank:
 
     def deliver_results(self, owner: int, to: int, y: torch.Tensor, epoch: int) -> None:
         """Do to a heap what `owner` does in the second phase of a two-shot call."""
-        if self.variant.algorithm == "one_shot":
+        if self.variant.algorithm != "two_shot":
             return
         units = self.to_units(y)
         place = self.result(to)[: units.numel()].view(units.shape)
@@ -306,7 +322,7 @@ def kinds_of(world_size: int, operand: Operand = "fp16", *, every: bool = False)
     """Every kind of kernel that W ranks have. ``every``: also those that differ in the product,
     or in how tiles are stored, not in the protocol: bulk copies, tiles in two halves.
     """
-    kinds = [Kind(one_shot(world_size, operand))]
+    kinds = [Kind(one_shot(world_size, operand)), Kind(lamport(world_size, operand))]
     for split in {False, world_size > 1}:
         variant = two_shot(world_size, split=split, operand=operand)
         kinds += [Kind(variant), Kind(variant, 1)]
@@ -314,7 +330,7 @@ def kinds_of(world_size: int, operand: Operand = "fp16", *, every: bool = False)
             wide = two_shot(world_size, split=split, operand=operand, bulk=True, block_n=256)
             kinds += [Kind(wide), Kind(wide, 1)]
     if every:
-        kinds.append(Kind(one_shot(world_size, operand, bulk=True)))
+        kinds += [Kind(make(world_size, operand, bulk=True)) for make in (one_shot, lamport)]
     if every and world_size == 1:
         kinds += [Kind(direct(operand, bulk=bulk)) for bulk in (False, True)]
         kinds += [Kind(direct(operand, bulk=bulk, block_n=256)) for bulk in (False, True)]

@@ -44,6 +44,9 @@ KINDS: dict[str, tuple[int, int, Operand]] = {
     "one_shot": (16, 8, "bf16"),
     "one_shot_early": (16, 8, "bf16"),
     "one_shot_two_ranks": (64, 2, "bf16"),
+    "lamport": (16, 8, "bf16"),
+    "lamport_early": (16, 8, "bf16"),
+    "lamport_two_ranks_fp16": (32, 2, "fp16"),
     "two_shot_split": (64, 8, "bf16"),
     "two_shot_split_early": (64, 8, "bf16"),
     "two_shot": (8192, 8, "bf16"),
@@ -56,7 +59,7 @@ KINDS: dict[str, tuple[int, int, Operand]] = {
     "two_shot_split_multimem_fp16": (128, 8, "fp16"),
 }
 """M, W and operand; N 8192, K 1024. Dispatch chooses no multimem: that is asked for, as an early
-start is."""
+start is, and one-shot and Lamport, of which one serves a call."""
 
 
 def kinds_of(arch: str) -> list[str]:
@@ -69,6 +72,9 @@ def variant_of(kind: str, arch: str) -> Variant:
     tokens, ranks, operand = KINDS[kind]
     dtype = "fp16" if operand == "fp16" else "bf16"
     variant = choose(Shape(tokens, 8192, 1024, ranks, arch, dtype, operand)).variant
+    if variant.algorithm in ("one_shot", "lamport"):
+        algorithm = "lamport" if kind.startswith("lamport") else "one_shot"
+        variant = dataclasses.replace(variant, algorithm=algorithm)
     return dataclasses.replace(variant, multimem="multimem" in kind, early=512 * ("early" in kind))
 
 
@@ -82,6 +88,10 @@ def expected_of(variant: Variant) -> Expected:
         return Expected(0, 0, ranks=0, tile_width=width, **plain)
     if variant.algorithm == "one_shot":
         return Expected(1, 1, ranks=ranks, tile_width=width, unit_width=width, **plain)
+    if variant.algorithm == "lamport":
+        pieces = variant.tile.area * ELEMENT_BYTES // (threads * width)
+        cells = {"cells": True, "tile_pieces": pieces}
+        return Expected(0, 0, ranks=ranks, tile_width=width, unit_width=width, **cells, **plain)
     unit = variant.unit_rows * variant.tile.block_n
     return Expected(
         *(2, 2),

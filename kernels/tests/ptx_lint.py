@@ -15,6 +15,10 @@ Order
     5. The counter of launches is read once, and added to once, by a relaxed 64-bit atomic: behind
        a barrier, where the kernel has read its epoch from it. Nothing else is ordered by it.
 
+Cells
+    C. Without flags, what is sent is stored relaxed at system scope, and looked at by volatile
+       loads, which are that too; it is emptied behind a barrier, so that no warp still looks.
+
 Multimem
     6. Without it no access to multicast memory; with it, both kinds, as often as the unit has
        pieces for each thread: with more, two threads would read one sum, which may differ.
@@ -93,7 +97,9 @@ class Expected:
         scaled: x and weight come with scales.
         ranks: partials of a unit; 0 where there is no protocol at all.
         tile_width: bytes that each thread moves at a time of a tile.
+        tile_pieces: how many times it does, for a whole tile.
         unit_width: the same of a part of a unit that is summed; in one-shot that of the tile.
+        cells: partials say by themselves that they have come; no flag does.
         bulk: x and weight come by bulk copies.
         early: the kernel starts before the one before it has ended.
         multimem: multimem loads, and as many stores, of each thread and unit; 0 for none.
@@ -106,11 +112,23 @@ class Expected:
     scaled: bool
     ranks: int
     tile_width: int = WIDE
+    tile_pieces: int = 1
     unit_width: int = WIDE
+    cells: bool = False
     bulk: bool = False
     early: bool = False
     multimem: int = 0
     element: str = "bf16"
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of each thread's part of a tile of y."""
+        return self.tile_pieces * self.tile_width
+
+    @property
+    def reports(self) -> int:
+        """Places where a wait that gave up is recorded."""
+        return self.waits + self.cells
 
     @property
     def poll(self) -> int:
@@ -342,6 +360,7 @@ def lint(ptx: str, expected: Expected, arguments: Sequence[str]) -> list[str]:
         *_releases(program, expected),
         *_acquires(program, expected),
         *_arrival(program, expected),
+        *_cells(program, expected),
         *_bulk(program, expected),
         *_early(program, expected),
         *_multimem(program, expected),
@@ -351,7 +370,7 @@ def lint(ptx: str, expected: Expected, arguments: Sequence[str]) -> list[str]:
 
 def _is_refresh(at: Instruction) -> bool:
     relaxed = at.is_global and {"relaxed", "sys"} < set(at.parts)
-    return relaxed and "cas" not in at.parts and at.parts[0] != "multimem"
+    return relaxed and "cas" not in at.parts and at.parts[0] in ("atom", "ld")
 
 
 def _is_acquire(at: Instruction) -> bool:
@@ -430,11 +449,45 @@ def _arrival(program: Program, expected: Expected) -> Iterator[str]:
         before = program.before(at)
         while before is not None and program.origin(before) == "heap_table":
             before = program.before(before)
-        if expected.waits and (before is None or not before.is_barrier):
+        if expected.reports and (before is None or not before.is_barrier):
             yield f"no barrier before arriving: {at}, but {before or 'a branch'}"
     for at in program.code:
         if at.is_global and at.order == "acq_rel":
             yield f"an order that nothing needs: {at}"
+
+
+def _is_look(at: Instruction) -> bool:
+    return bool(re.match(r"ld\.volatile\.global\.v[24]\.b32$", at.op))
+
+
+def _is_send(at: Instruction) -> bool:
+    return at.op == "st.relaxed.sys.global.v2.b32"
+
+
+def _cells(program: Program, expected: Expected) -> Iterator[str]:
+    looks = [at for at in program.code if _is_look(at)]
+    sends = [at for at in program.code if _is_send(at)]
+    # Of each rank's partial, and once more to say of which rank it is that elements lack.
+    pieces = expected.cells and max(1, expected.tile_bytes // WIDE)
+    wanted = (
+        pieces * (expected.ranks + 1),
+        expected.cells * expected.tile_bytes // 8 * expected.ranks,
+    )
+    for name, found, of in zip(("looks", "sends"), (looks, sends), wanted, strict=True):
+        if len(found) != of:
+            yield f"{len(found)} {name}, the source has {of}"
+    for at in (*looks, *sends):
+        if (origin := program.origin(at)) != "heap":
+            yield f"cells in {origin}: {at}"
+
+    def empties(at: Instruction) -> bool:
+        plain = at.is_global and at.parts[0] == "st" and not at.order
+        return plain and at.width >= expected.unit_width and program.origin(at) == "heap"
+
+    for at in looks:
+        for met in program.after(at, lambda a: a.is_barrier or empties(a)):
+            if not met.is_barrier:
+                yield f"no barrier between a look: {at}, and {met}"
 
 
 def _bulk(program: Program, expected: Expected) -> Iterator[str]:
@@ -533,6 +586,8 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
         if re.match(r"ld\.volatile\.global\.b(32|64)$", at.op) and origin == "heap":
             count("volatile ld", f"heap, {at.width} bytes")
             continue
+        if expected.cells and (_is_look(at) or _is_send(at)):
+            continue  # see _cells
         if kind in ("atom", "red", "ld") and at.order in ("release", "acquire", "relaxed"):
             if origin != "heap":
                 yield f"atomic on {origin}: {at}"
@@ -565,11 +620,11 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
     for (move, origin), wanted in {
         ("volatile ld", "heap, 8 bytes"): protocol,  # the counter
         ("volatile ld", "heap, 4 bytes"): protocol,  # the mark of a rank that gave up
-        ("ld", "heap"): parts,
-        ("st", "heap"): REPORT_STORES * expected.waits + parts,
-        ("st", "status_ptr"): (REPORT_STORES + 1) * expected.waits,
-        ("cas", "gpu"): expected.waits,
-        ("mark", "gpu"): expected.waits,  # that the rank gave up
+        ("ld", "heap"): 0 if expected.cells else parts,
+        ("st", "heap"): REPORT_STORES * expected.reports + parts,
+        ("st", "status_ptr"): (REPORT_STORES + 1) * expected.reports,
+        ("cas", "gpu"): expected.reports,
+        ("mark", "gpu"): expected.reports,  # that the rank gave up
         ("cas", "sys"): REFRESHES * protocol,
         ("look", "sys"): REFRESHES * protocol,
     }.items():
@@ -577,7 +632,7 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
         if found != wanted:
             yield f"{found} words, {move} of {origin}, the source has {int(wanted)}"
     small = expected.tile_width < WIDE
-    heap = [("ld", "heap"), ("st", "heap")] if protocol and not small else []
+    heap = [("ld", "heap"), ("st", "heap")][expected.cells :] if protocol and not small else []
     operands = [] if expected.bulk else [("ld", "x_ptr"), ("ld", "weight_ptr")]
     residual = [("ld", "residual_ptr")] if not parts else []
     for move, origin in (*operands, *residual, *heap):

@@ -132,6 +132,9 @@ def test_bulk_loads_are_wanted_where_the_tile_says_so_and_no_other_bulk_copy(
         (Variant("one_shot", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 4)), (8, 9, 12)),
         # The same for 256 threads: 8 bytes each, from and to each rank, and into y.
         (Variant("one_shot", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 8)), (0, 0, 12 + 9)),
+        # Without flags: sent 8 bytes at a time, 2 to each of 8 ranks; all are emptied.
+        (Variant("lamport", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 4)), (8, 9, 12 + 16)),
+        (Variant("lamport", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 8)), (0, 0, 12 + 8 + 9)),
         # 128 x 256: 16 pieces for each of 256 threads, of which 2 (4096 elements) in the loop.
         (Variant("two_shot", "bf16", "bf16", 8, Tile(128, 256, 64, 4, 8, True)), (32, 48, 24)),
         (Variant("direct", "bf16", "bf16", 1, Tile(128, 256, 64, 4, 8, True)), (0, 16, 0)),

@@ -17,6 +17,7 @@ from gemm_allreduce.dispatch import ARCHS, reachable_variants
 from gemm_allreduce.elf import cubin_sm
 from gemm_allreduce.layout import (
     ARRIVALS_WORD,
+    CELL_LATE,
     DESCRIPTOR_BYTES,
     ELEMENT_BYTES,
     EPOCH_WORD,
@@ -73,6 +74,7 @@ def parts(layout: HeapLayout) -> list[tuple[int, int]]:
         (layout.partial_flags, flags),
         (layout.result_flags, flags),
         (layout.slots, SLOTS * layout.world_size * layout.small_area * ELEMENT_BYTES),
+        (layout.cells, SLOTS * layout.world_size * layout.cell_area * ELEMENT_BYTES),
         (layout.receive, layout.world_size * layout.owned_area * ELEMENT_BYTES),
         (layout.result, layout.large_area * ELEMENT_BYTES),
         (layout.total_bytes, 0),
@@ -93,7 +95,7 @@ def test_parts_are_aligned_and_do_not_overlap(layout: HeapLayout) -> None:
         assert start + size <= following, "parts overlap"
     assert layout.total_bytes % PAGE == 0
     # Strides between sources reach the kernels in units of 128 elements, offsets in pages.
-    assert layout.small_area % 128 == 0
+    assert layout.small_area % 128 == layout.cell_area % 128 == 0
     assert layout.owned_area % 128 == 0
     assert layout.total_bytes // PAGE < 2**31
     # Inside a part the kernels count in 32 bits.
@@ -116,7 +118,7 @@ def test_control_words_keep_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "mebibytes"), [((8, 8192, 8192), 275), ((2, 8192, 8192), 275), ((1, 64, 64), 1)]
+    ("arguments", "mebibytes"), [((8, 8192, 8192), 278), ((2, 8192, 8192), 277), ((1, 64, 64), 1)]
 )
 def test_total(arguments: tuple[int, int, int], mebibytes: int) -> None:
     layout = HeapLayout(*arguments)
@@ -125,9 +127,15 @@ def test_total(arguments: tuple[int, int, int], mebibytes: int) -> None:
     assert layout.total_bytes >= 2 * layout.max_tokens * layout.max_features * ELEMENT_BYTES
 
 
-@pytest.mark.parametrize(("world_size", "tokens"), [(1, 64), (2, 256), (4, 128), (8, 64), (64, 16)])
-def test_small_tokens(world_size: int, tokens: int) -> None:
-    assert HeapLayout(world_size, 1, 1).small_tokens == tokens
+@pytest.mark.parametrize(
+    ("world_size", "tokens", "cell_tokens"),
+    [(1, 64, 64), (2, 256, 64), (4, 128, 32), (8, 64, 16), (64, 16, 16)],
+)
+def test_small_tokens(world_size: int, tokens: int, cell_tokens: int) -> None:
+    layout = HeapLayout(world_size, 1, 1)
+    assert layout.small_tokens == layout.most_tokens("one_shot") == tokens
+    assert layout.cell_tokens == layout.most_tokens("lamport") == cell_tokens
+    assert layout.most_tokens("two_shot") is None
 
 
 @pytest.mark.parametrize(
@@ -162,8 +170,9 @@ def assert_fits(layout: HeapLayout, variant: Variant, tokens: int, features: int
     if variant.algorithm == "direct":
         return  # neither flags nor slots
     assert tiles <= layout.max_tiles
-    if variant.algorithm == "one_shot":
-        assert tiles * tile.area <= layout.small_area, "a slot is too small"
+    if variant.algorithm in ("one_shot", "lamport"):
+        area = {"one_shot": layout.small_area, "lamport": layout.cell_area}[variant.algorithm]
+        assert tiles * tile.area <= area, "a slot or a cell is too small"
         return
     units = tiles * variant.split
     unit = tile.area // variant.split
@@ -180,7 +189,7 @@ REACHABLE = tuple(dict.fromkeys(v for arch in ARCHS for v in reachable_variants(
 @pytest.mark.parametrize("variant", REACHABLE, ids=lambda variant: variant.name)
 def test_heap_holds_every_call_of_a_reachable_variant(variant: Variant) -> None:
     layout = HeapLayout(variant.world_size, 8192, 8192)
-    most = layout.small_tokens if variant.algorithm == "one_shot" else layout.max_tokens
+    most = layout.most_tokens(variant.algorithm) or layout.max_tokens
     for tokens in {1, 15, 16, 17, 63, 64, 65, 127, 129, most // 2 + 1, most - 1, most}:
         for features in (8, 64, 72, 4104, 8184, 8192):
             assert_fits(layout, variant, min(tokens, most), features)
@@ -212,14 +221,16 @@ def test_heap_holds_every_two_shot(
 
 
 @settings(max_examples=400)
-@given(variants("one_shot"), st.integers(1, 20_000), st.data())
-def test_heap_holds_every_one_shot(
+@given(variants("one_shot") | variants("lamport"), st.integers(1, 20_000), st.data())
+def test_heap_holds_every_one_shot_and_lamport(
     variant: Variant, max_features: int, data: st.DataObject
 ) -> None:
     layout = HeapLayout(variant.world_size, 8192, max_features)
-    # What parse_rules and Workspace check: a taller tile would reach beyond its slot.
-    assume(variant.tile.block_m <= layout.small_tokens)
-    tokens = data.draw(st.integers(1, layout.small_tokens) | st.just(layout.small_tokens))
+    most = layout.most_tokens(variant.algorithm)
+    assert most is not None
+    # What parse_rules and Workspace check: a taller tile would reach beyond its slot or cell.
+    assume(variant.tile.block_m <= most)
+    tokens = data.draw(st.integers(1, most) | st.just(most))
     features = data.draw(st.integers(1, max_features) | st.just(max_features))
     assert_fits(layout, variant, tokens, features)
 
@@ -251,13 +262,15 @@ SMALL, LARGE = Tile(16, 64, 64, 3, 4), Tile(64, 128, 64, 3, 4)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ring", "bf16", "bf16", 8, LARGE), "algorithm must be one of direct, one_shot, two_s"),
+        (("ring", "bf16", "bf16", 8, LARGE), "algorithm must be one of direct, one_shot, lampo"),
         (("one_shot", "fp32", "fp32", 8, LARGE), "dtype must be one of bf16, fp16, got 'fp32'"),
         (("one_shot", "bf16", "fp32", 8, LARGE), "operand must be one of bf16, fp16, fp8e4m3, i"),
         (("one_shot", "bf16", "fp16", 8, LARGE), "operand fp16 needs dtype fp16"),
         (("one_shot", "bf16", "bf16", 6, LARGE), "world_size must be a power of two, got 6"),
         (("one_shot", "bf16", "bf16", 0, LARGE), "world_size must be a power of two, got 0"),
         (("one_shot", "bf16", "bf16", 8, LARGE, 8), "split must be 1"),
+        (("lamport", "bf16", "bf16", 8, Tile(16, 64, 64, 3, 16)), "lamport needs 4 elements of a"),
+        (("lamport", "bf16", "bf16", 8, Tile(16, 32, 64, 3, 4)), "must have 1024 elements"),
         (("two_shot", "bf16", "bf16", 8, LARGE, 4), "split must be 1, or world_size for two_shot"),
         (("two_shot", "bf16", "bf16", 32, Tile(16, 256, 64, 3, 4), 32), "16 does not split into"),
         (("two_shot", "bf16", "bf16", 8, SMALL), "a tile of two_shot must have 4096 elements"),
@@ -324,6 +337,8 @@ def test_describe_status_names_everything_that_is_known() -> None:
         "expected -2147483647; rank 5 did not make this call, stopped in it, or gave up itself"
     )
     assert "for the result of rank 5" in describe_status(status | {"code": RESULT_LATE})
+    cells = describe_status(status | {"code": CELL_LATE, "seen": 9, "expected": 4})
+    assert "for the partial sum of rank 5 at tile 7: 9 elements have not come in call 4" in cells
 
 
 # ------------------------------------------------------------------ ELF

@@ -53,7 +53,7 @@ def layers_and_algorithms_alternate_on_one_workspace(ranks: Ranks) -> None:
             fits = [
                 m
                 for m in scale.tokens
-                if not now[0].startswith("one_shot") or m <= workspace.layout.small_tokens
+                if m <= (workspace.layout.most_tokens(named[now[0]].variant.algorithm) or m)
             ]
             x = source.integers(workspace.dtype, w, order.choice(fits), weight.shape[2])
             done.append((now[0], x, weight, ranks.call(workspace, x, weight)))

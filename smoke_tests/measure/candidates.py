@@ -17,6 +17,9 @@ DEPTHS: Final = (64, 128, 256)
 """Of one step of the K loop, in elements of 2 bytes."""
 MOST_STAGES: Final = {64: 6, 128: 4, 256: 3}
 """Of the pipeline, by the depth of a step."""
+ALONE_TO: Final = 64
+"""Values of M up to which tiles are tried that leave no second one room on a multiprocessor: early
+kernels then spread evenly. With more rows tiles are so large anyway."""
 MOST_PER_SM: Final = 2
 COMM_CTAS: Final = (8, 16, 24)
 ACCUMULATORS: Final = 128
@@ -38,9 +41,10 @@ the second launch costs more than a faster product gives, with more there is muc
 def candidates(shape: Shape) -> tuple[Choice, ...]:
     """Return the choices to time for a shape, the same on every rank.
 
-    Tiles of the least rows that hold M (and of half as many), with the deepest pipeline that fits;
-    every algorithm that serves the shape. What needs more shared memory than the architecture has,
-    by estimate, or more registers than its warps can have, is left out.
+    Tiles of the least rows that hold M (and of half as many), with the deepest pipeline that fits,
+    and with the least that leaves no room for another CTA; every algorithm that serves the shape.
+    What needs more shared memory than the architecture has, by estimate, or more registers than
+    its warps can have, is left out.
     """
     found = dict.fromkeys(
         choice for tile, per_sm in _tiles(shape) for choice in _choices(shape, tile, per_sm)
@@ -75,8 +79,7 @@ def _tiles(shape: Shape) -> Iterator[tuple[Tile, int]]:
                 continue
             for depth, warps, bulk in product(DEPTHS, (4, 8), (False, True)):
                 for per_sm in range(1, MOST_PER_SM + 1):
-                    tile = _tile(shape, rows, columns, depth, warps, bulk=bulk, per_sm=per_sm)
-                    if tile is not None:
+                    for tile in _made(shape, rows, columns, depth, warps, bulk=bulk, per_sm=per_sm):
                         yield tile, per_sm
 
 
@@ -84,27 +87,33 @@ def _fitting_rows(shape: Shape) -> int:
     return min(TILE_ROWS, max(16, 1 << (shape.tokens - 1).bit_length()))
 
 
-def _tile(
+def _made(
     shape: Shape, rows: int, columns: int, depth: int, warps: int, *, bulk: bool, per_sm: int
-) -> Tile | None:
+) -> Iterator[Tile]:
+    """Yield a tile with each pipeline that is worth a try; none, if no pipeline fits."""
     table, matrix_units = limits(), _reads_shared(shape.arch) and rows >= BULK_ROWS
     if bulk and not matrix_units:
-        return None
+        return
     flat = depth == max(DEPTHS)
     if flat and rows > 16:
-        return None  # the step of a tall tile is long enough
-    if warps > 4 and rows * columns < 128 * 128 and not flat:
-        return None  # too little for so many to do
+        return  # the step of a tall tile is long enough
     accumulators = rows * columns // (WARP * warps)
     if accumulators > ACCUMULATORS:
-        return None
+        return
     if accumulators + OTHERS > table.registers_of_thread(warps, per_sm):
-        return None
+        return
     stage = 2 * depth * (rows + columns)
     room = table.shared_of_cta(shape.arch, per_sm) // stage
     # Without such matrix units the last stage goes from shared memory to registers at once.
-    stages = min(MOST_STAGES[depth], room if matrix_units else room + 1)
-    return Tile(rows, columns, depth, stages, warps, bulk) if stages > 1 else None
+    spare = 0 if matrix_units else 1
+    found = set()
+    if warps == 4 or rows * columns >= 128 * 128 or flat:  # else too little for so many to do
+        found = {min(MOST_STAGES[depth], room + spare)}
+    if per_sm == 1 and shape.tokens <= ALONE_TO and rows == _fitting_rows(shape):
+        alone = table.shared_of_cta(shape.arch, 2) // stage + 1
+        found |= {stages + spare for stages in (alone, alone + 1) if stages <= room}
+    for stages in sorted(found - {0, 1}):
+        yield Tile(rows, columns, depth, stages, warps, bulk)
 
 
 def _reads_shared(arch: str) -> bool:
@@ -118,11 +127,12 @@ def _choices(shape: Shape, tile: Tile, per_sm: int) -> Iterator[Choice]:
     if w == 1:
         kinds = [("direct", 1, 0)]
     else:
-        small = HeapLayout(w, 1, 1).small_tokens
+        layout, rows = HeapLayout(w, 1, 1), max(shape.tokens, tile.block_m)
         kinds = [("two_shot", w, 0), ("two_shot", 1, 0)]
         if shape.tokens > COMMUNICATE_FROM:
             kinds += [("two_shot", 1, comm_ctas) for comm_ctas in COMM_CTAS]
-        kinds += [("one_shot", 1, 0)] * (max(shape.tokens, tile.block_m) <= small)
+        kinds += [("one_shot", 1, 0)] * (rows <= layout.small_tokens)
+        kinds += [("lamport", 1, 0)] * (rows <= layout.cell_tokens)
     for algorithm, split, comm_ctas in kinds:
         operand = shape.operand or shape.dtype
         try:

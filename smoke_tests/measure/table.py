@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from gemm_allreduce.dispatch import Choice, Rule, parse_rules
+from gemm_allreduce.layout import HeapLayout
 from smoke_tests.measure.picking import Picked
 
 
@@ -104,7 +105,7 @@ def _rule(
     lines += [f'algorithm = "{variant.algorithm}"', f"world_sizes = [{of.world_size}]"]
     lines += [f'archs = ["{arch}"]']
     lines += [f"min_processors = {of.processors}", f"max_processors = {of.processors}"]
-    if not last or variant.algorithm == "one_shot":
+    if not last or HeapLayout(of.world_size, 1, 1).most_tokens(variant.algorithm):
         lines.append(f"max_tokens = {tokens}")
     lines += [f"max_depth = {depth}"] * (depth is not None)
     numbers = (tile.block_m, tile.block_n, tile.block_k, tile.num_stages, tile.num_warps)

@@ -30,6 +30,8 @@ ARGUMENTS: Final[dict[str, str]] = {
     "result_flags": "offset in the heap, pages",
     "slots": "offset in the heap, pages",
     "slot_stride": "elements / 128 between the slots of two sources",
+    "cells": "offset in the heap, pages",
+    "cell_stride": "elements / 128 between the cells of two sources",
     "receive": "offset in the heap, pages",
     "receive_stride": "elements / 128 between the receive parts of two sources",
     "result": "offset in the heap, pages",

@@ -11,7 +11,7 @@ from .bundle import Record
 from .limits import ctas_per_sm, limits
 from .resources import Kernel, read_kernel
 from .sass import Access, Accesses, count_accesses
-from .variants import MULTIMEM_ELEMENTS, MULTIMEM_ROWS, SUM_AREA, WARP, Variant
+from .variants import CELL_ELEMENTS, MULTIMEM_ELEMENTS, MULTIMEM_ROWS, SUM_AREA, Variant
 
 WIDE: Final = 16
 """Bytes that a thread moves at a time where a tile is concerned."""
@@ -94,8 +94,7 @@ Problem = tuple[str, str, object, object]
 
 def _as_recorded(variant: Variant, record: Record, kernel: Kernel) -> Iterator[Problem]:
     entry = f"gemm_allreduce_{variant.algorithm}"
-    warps = variant.tile.num_warps
-    threads = WARP * warps
+    warps, threads = variant.tile.num_warps, variant.threads
     for check, what, expected, got in (
         ("arch", "architecture of the cubin", record.arch, f"sm_{kernel.sm}"),
         ("entry", "name of the kernel", entry, kernel.entry),
@@ -137,9 +136,9 @@ def _resident(variant: Variant, record: Record, kernel: Kernel) -> Iterator[Prob
         what = f"shared memory per CTA with {ctas} on a multiprocessor, bytes"
         yield "shared", what, f"at most {shared}", record.shared
     threads = table.archs[record.arch].threads
-    if WARP * variant.tile.num_warps * ctas > threads:
+    if variant.threads * ctas > threads:
         what = "threads on a multiprocessor"
-        yield "threads", what, f"at most {threads}", WARP * variant.tile.num_warps * ctas
+        yield "threads", what, f"at most {threads}", variant.threads * ctas
 
 
 def _width(variant: Variant, accesses: Accesses) -> Iterator[Problem]:
@@ -224,6 +223,9 @@ def expected_traffic(variant: Variant) -> Traffic:
         return Traffic() + tile.stored(1)
     if variant.algorithm == "one_shot":
         return Traffic(words=_REPORT_STORES) + tile.loaded(ranks) + tile.stored(ranks + 1)
+    if variant.algorithm == "lamport":  # sends 8 bytes at a time; empties what it has read
+        sent = ranks * (variant.tile.area // (CELL_ELEMENTS * variant.threads))
+        return Traffic(words=_REPORT_STORES + sent) + tile.loaded(ranks) + tile.stored(ranks + 1)
     unit = variant.unit_rows * variant.tile.block_n
     total = Traffic(words=2 * _REPORT_STORES) + tile.loaded(1) + tile.stored(2)
     if variant.multimem:  # the switch sums, and sends to all
@@ -233,4 +235,4 @@ def expected_traffic(variant: Variant) -> Traffic:
 
 
 def _pieces(variant: Variant, elements: int) -> _Pieces:
-    return _Pieces(elements // (MULTIMEM_ELEMENTS * WARP * variant.tile.num_warps))
+    return _Pieces(elements // (MULTIMEM_ELEMENTS * variant.threads))

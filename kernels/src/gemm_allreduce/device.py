@@ -46,7 +46,7 @@ def in_heap(heap_table, peer, page, dtype: tl.constexpr):
 
 
 # The interpreter has no inline assembly.
-_COMPILED = tl.constexpr(isinstance(in_heap, triton.JITFunction))
+COMPILED = tl.constexpr(isinstance(in_heap, triton.JITFunction))
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def start_early(
     changed. Weights come into the L2 cache, where they are the same for all: were they written
     meanwhile, the new ones would be read.
     """
-    if _COMPILED:
+    if COMPILED:
         if PRODUCT:
             tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
             _, block_n = tile_place(tl.minimum(cta, tiles - 1), M, N, BM, BN)
@@ -113,7 +113,7 @@ def let_next_start(now):
 
     Not before `start_early`: kernels behind would start while two are still running.
     """
-    if _COMPILED:  # noqa: SIM102 - known when compiling, unlike the other
+    if COMPILED:  # noqa: SIM102 - known when compiling, unlike the other
         if now:
             tl.inline_asm_elementwise(
                 "griddepcontrol.launch_dependents; mov.u32 $0, 0;",
@@ -204,6 +204,17 @@ def partial_tile(
 
 
 @triton.jit
+def operand(ptr, rows, K, ROWS: tl.constexpr, BK: tl.constexpr, BULK: tl.constexpr):
+    """x or weight as `partial_tile` takes it, from its pointer and the rows that a rank has."""
+    if BULK:
+        all_rows = tl.num_programs(0) * rows
+        place = tl.make_tensor_descriptor(ptr, [all_rows, K], [K, 1], [ROWS, BK])
+    else:
+        place = ptr
+    return place
+
+
+@triton.jit
 def given_tile(x_ptr, M, N, first_row, block_m, block_n, BM: tl.constexpr, BN: tl.constexpr):
     """A tile of partials that were computed before: x [ranks M, N], float32 [BM, BN]."""
     offs_m = block_m * BM + tl.arange(0, BM)
@@ -211,6 +222,52 @@ def given_tile(x_ptr, M, N, first_row, block_m, block_n, BM: tl.constexpr, BN: t
     places = x_ptr + (first_row + offs_m).to(tl.int64)[:, None] * N + offs_n[None, :]
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
     return tl.load(places, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def unsummed_tile(
+    x,
+    weight,
+    x_ptr,
+    x_scale_ptr,
+    weight_scale_ptr,
+    M,
+    N,
+    K,
+    first_row,
+    first_column,
+    block_m,
+    block_n,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    SCALED: tl.constexpr,
+    BULK: tl.constexpr,
+    PRODUCT: tl.constexpr,
+):
+    """This rank's part of a tile, float32 [BM, BN]: its product, or what x holds of it."""
+    if PRODUCT:
+        acc = partial_tile(
+            x,
+            weight,
+            x_scale_ptr,
+            weight_scale_ptr,
+            M,
+            N,
+            K,
+            first_row,
+            first_column,
+            block_m,
+            block_n,
+            BM,
+            BN,
+            BK,
+            SCALED,
+            BULK,
+        )
+    else:
+        acc = given_tile(x_ptr, M, N, first_row, block_m, block_n, BM, BN)
+    return acc
 
 
 @triton.jit
@@ -291,7 +348,7 @@ def publish(flag_ptrs, epoch, COUNT: tl.constexpr):
 @triton.jit
 def _poll(flags):
     """Read flags, each with acquire at system scope."""
-    if _COMPILED:
+    if COMPILED:
         seen = tl.inline_asm_elementwise(
             "ld.acquire.sys.global.b32 $0, [$1];",
             "=r,l",

@@ -12,6 +12,7 @@ from .device import (
     count_in,
     finish,
     let_next_start,
+    operand,
     partial_tile,
     start_early,
     this_rank,
@@ -55,6 +56,8 @@ def gemm_allreduce_direct(
     result_flags,
     slots,
     slot_stride,
+    cells,
+    cell_stride,
     receive,
     receive_stride,
     result,
@@ -74,13 +77,8 @@ def gemm_allreduce_direct(
     if EARLY:
         start_early(weight_ptr, M, N, K, first_column, cta, BM, BN, True, EARLY)
         let_next_start(True)  # nothing here waits for a peer, so it need not be late
-    if BULK:
-        ranks = tl.num_programs(0)
-        x = tl.make_tensor_descriptor(x_ptr, [ranks * M, K], [K, 1], [BM, BK])
-        weight = tl.make_tensor_descriptor(weight_ptr, [ranks * N, K], [K, 1], [BN, BK])
-    else:
-        x = x_ptr
-        weight = weight_ptr
+    x = operand(x_ptr, M, K, BM, BK, BULK)
+    weight = operand(weight_ptr, N, K, BN, BK, BULK)
 
     control = control_words(heap_table, rank)  # here, so that nothing waits for it at the end
     tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)

@@ -167,6 +167,15 @@ class Rule:
             return f"for ranks of at most {self.max_processors} multiprocessors"
         return None
 
+    def require_rows(self) -> None:
+        """Raise ValueError if the rule, or its tile, is for more rows than its algorithm serves."""
+        served = [HeapLayout(w, 1, 1).most_tokens(self.algorithm) for w in self.world_sizes]
+        most = min((rows for rows in served if rows is not None), default=None)
+        if most is None:
+            return
+        if self.max_tokens is None or max(self.max_tokens, self.tile.block_m) > most:
+            raise ValueError(f"{self.algorithm} serves at most {most} rows there, in such tiles")
+
     def serves(self, plain: bool) -> bool:
         """Return whether the rule is for operands of y's type, or for 8-bit ones."""
         return self.operands in (None, _PLAIN if plain else _SCALED)
@@ -202,11 +211,7 @@ def parse_rules(tables: Iterable[Mapping[str, Any]]) -> tuple[Rule, ...]:
             rule = Rule(tile=tile, **fields)
             for world_size in rule.world_sizes:
                 rule.choice("bf16", None, world_size)
-            small = min(HeapLayout(w, 1, 1).small_tokens for w in rule.world_sizes)
-            if rule.algorithm == "one_shot" and not (
-                (rule.max_tokens or small + 1) <= small and tile.block_m <= small
-            ):
-                raise ValueError(f"one_shot serves at most {small} rows there, in such tiles")
+            rule.require_rows()
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"rule {number} of the dispatch table: {error}") from error
         rules.append(rule)

@@ -122,6 +122,8 @@ def integers_of(ranks: Ranks, operands: Operands, grid: Grid, spin_limit: int) -
         layout.result_flags // PAGE,
         layout.slots // PAGE,
         layout.small_area // 128,
+        layout.cells // PAGE,
+        layout.cell_area // 128,
         layout.receive // PAGE,
         layout.owned_area // 128,
         layout.result // PAGE,

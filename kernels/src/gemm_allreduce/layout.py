@@ -9,6 +9,7 @@ peer's heap. All parts start at a multiple of PAGE bytes. From the start of the 
     partial flags   int32 [max_tiles, W]     (unit // W, source rank): that partial is in my heap
     result flags    int32 [max_tiles * W]    (unit): that result is in my heap
     slots           dtype [2, W, small area]       one-shot: every rank's partials
+    cells           dtype [2, W, cell area]        Lamport: every rank's partials, or EMPTY
     receive         dtype [W, owned area]          two-shot: partials of the units that I own
     result          dtype [large area]             two-shot: finished units
 
@@ -16,7 +17,7 @@ A *tile* is what one CTA computes at a time. A *unit* is a tile, or one of W equ
 it; unit u is owned, that is summed, by rank u % W. Tiles and units lie in their parts one after
 another, row by row inside. Areas are counted in elements, rounded up to whole tiles.
 
-Why one receive part and two slots suffice: docs/kernels.md.
+Why one receive part, two slots and two cells suffice: docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ STATUS_WORDS: Final = 8
 
 PARTIAL_LATE: Final = 1
 RESULT_LATE: Final = 2
+CELL_LATE: Final = 3
+
+EMPTY: Final = -(2**15)
+"""An element of a cell, as int16, that has not come: -0.0 in bf16 and in fp16, never sent."""
 
 DESCRIPTOR_BYTES: Final = 256
 """Of one CTA: Triton makes a tensor map of 128 bytes for each of x and weight."""
@@ -54,12 +59,15 @@ SLOTS: Final = 2
 SMALL_ROWS: Final = 512
 """One-shot serves up to this many rows over all ranks: 64 a rank at 8 ranks, 256 at 2."""
 
+CELL_ROWS: Final = 128
+"""Lamport serves up to this many rows over all ranks: 16 a rank at 8 ranks, 64 at 2."""
+
 TILE_ROWS: Final = 128
 TILE_COLUMNS: Final = 256
 """The largest tile; areas are rounded up to it."""
 SMALL_TILE_AREA: Final = 16 * 64
 LARGE_TILE_AREA: Final = 64 * 64
-"""The smallest tiles, in elements, of one-shot and of two-shot: they bound the flags."""
+"""The smallest tiles, in elements, of one hop, and of two-shot: they bound the flags."""
 
 ELEMENT_BYTES: Final = 2
 _FLAG_BYTES: Final = 4
@@ -113,6 +121,20 @@ class HeapLayout:
         return 64 if self.world_size == 1 else max(16, SMALL_ROWS // self.world_size)
 
     @property
+    def cell_tokens(self) -> int:
+        """Largest M that Lamport serves, rows: its cells take the same bytes for every W > 1."""
+        return 64 if self.world_size == 1 else max(16, CELL_ROWS // self.world_size)
+
+    def most_tokens(self, algorithm: str) -> int | None:
+        """Return the largest M, and rows of a tile, that an algorithm serves; None: any."""
+        return {"one_shot": self.small_tokens, "lamport": self.cell_tokens}.get(algorithm)
+
+    @property
+    def cell_area(self) -> int:
+        """Elements of one source's cell."""
+        return self.cell_tokens * self._columns
+
+    @property
     def _columns(self) -> int:
         return round_up(self.max_features, TILE_COLUMNS)
 
@@ -162,9 +184,14 @@ class HeapLayout:
         return self.result_flags + self._flag_bytes
 
     @property
+    def cells(self) -> int:
+        """Offset of the cells, bytes."""
+        return self.slots + SLOTS * self.world_size * self.small_area * ELEMENT_BYTES
+
+    @property
     def receive(self) -> int:
         """Offset of the receive part, bytes."""
-        return self.slots + SLOTS * self.world_size * self.small_area * ELEMENT_BYTES
+        return self.cells + SLOTS * self.world_size * self.cell_area * ELEMENT_BYTES
 
     @property
     def result(self) -> int:
@@ -184,8 +211,11 @@ class HeapLayout:
 def describe_status(status: dict[str, int]) -> str:
     """Return a status record (see layout.STATUS_FIELDS) as one sentence."""
     late = "result" if status["code"] == RESULT_LATE else "partial sum"
+    seen = f"its flag is {status['seen']}, expected {status['expected']}"
+    if status["code"] == CELL_LATE:
+        seen = f"{status['seen']} elements have not come in call {status['expected']}"
     return (
         f"rank {status['rank']} gave up waiting for the {late} of rank {status['source']} at tile "
-        f"{status['tile']}: its flag is {status['seen']}, expected {status['expected']}; "
+        f"{status['tile']}: {seen}; "
         f"rank {status['source']} did not make this call, stopped in it, or gave up itself"
     )

@@ -13,16 +13,16 @@ from .device import (
     arrive,
     enter,
     finish,
-    given_tile,
     in_heap,
     in_heaps,
     let_next_start,
-    partial_tile,
+    operand,
     publish,
     report,
     start_early,
     this_rank,
     tile_place,
+    unsummed_tile,
     wait_flags,
 )
 from .layout import PARTIAL_LATE
@@ -53,6 +53,8 @@ def gemm_allreduce_one_shot(
     result_flags,
     slots,
     slot_stride,
+    cells,
+    cell_stride,
     receive,
     receive_stride,
     result,
@@ -74,13 +76,8 @@ def gemm_allreduce_one_shot(
     rank, cta, ctas, first_row, first_column = this_rank(rank, M, N)
     if EARLY:
         start_early(weight_ptr, M, N, K, first_column, cta, BM, BN, PRODUCT, EARLY)
-    if BULK:
-        ranks = tl.num_programs(0)
-        x = tl.make_tensor_descriptor(x_ptr, [ranks * M, K], [K, 1], [BM, BK])
-        weight = tl.make_tensor_descriptor(weight_ptr, [ranks * N, K], [K, 1], [BN, BK])
-    else:
-        x = x_ptr
-        weight = weight_ptr
+    x = operand(x_ptr, M, K, BM, BK, BULK)
+    weight = operand(weight_ptr, N, K, BN, BK, BULK)
 
     epoch, broken = enter(heap_table, rank)
     tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
@@ -92,27 +89,26 @@ def gemm_allreduce_one_shot(
         tile = cta + step * ctas
         if tile < tiles:
             block_m, block_n = tile_place(tile, M, N, BM, BN)
-            if PRODUCT:
-                acc = partial_tile(
-                    x,
-                    weight,
-                    x_scale_ptr,
-                    weight_scale_ptr,
-                    M,
-                    N,
-                    K,
-                    first_row,
-                    first_column,
-                    block_m,
-                    block_n,
-                    BM,
-                    BN,
-                    BK,
-                    SCALED,
-                    BULK,
-                )
-            else:
-                acc = given_tile(x_ptr, M, N, first_row, block_m, block_n, BM, BN)
+            acc = unsummed_tile(
+                x,
+                weight,
+                x_ptr,
+                x_scale_ptr,
+                weight_scale_ptr,
+                M,
+                N,
+                K,
+                first_row,
+                first_column,
+                block_m,
+                block_n,
+                BM,
+                BN,
+                BK,
+                SCALED,
+                BULK,
+                PRODUCT,
+            )
             # Outside of the branch: for sm_100 Triton 3.6 fails at a product that two branches hold.
             partial = acc.to(dtype)
             if EARLY:  # after this CTA's last product: it only communicates from here on

@@ -16,8 +16,10 @@ from .variants import ENABLE_FP_FUSION, Variant
 
 SOURCES: Final = (
     "arguments.py",
+    "cells.py",
     "device.py",
     "direct.py",
+    "lamport.py",
     "layout.py",
     "multimem.py",
     "one_shot.py",
@@ -87,6 +89,10 @@ def kernel_of(variant: Variant) -> Any:
         from .one_shot import gemm_allreduce_one_shot
 
         return gemm_allreduce_one_shot
+    if variant.algorithm == "lamport":
+        from .lamport import gemm_allreduce_lamport
+
+        return gemm_allreduce_lamport
     from .two_shot import gemm_allreduce_two_shot
 
     return gemm_allreduce_two_shot

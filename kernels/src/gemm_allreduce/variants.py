@@ -7,7 +7,7 @@ from typing import Final, Literal, get_args
 
 from .layout import LARGE_TILE_AREA, SMALL_TILE_AREA, TILE_COLUMNS, TILE_ROWS
 
-Algorithm = Literal["direct", "one_shot", "two_shot"]
+Algorithm = Literal["direct", "one_shot", "lamport", "two_shot"]
 Dtype = Literal["bf16", "fp16"]
 Operand = Literal["bf16", "fp16", "fp8e4m3", "int8"]
 
@@ -29,6 +29,10 @@ WARP: Final = 32
 MULTIMEM_ELEMENTS: Final = 8
 """Elements that one multimem instruction moves: 16 bytes."""
 
+CELL_ELEMENTS: Final = 4
+"""Elements that Lamport sends with one instruction. With fewer for each thread several would send
+the same ones, and look at the same ones: one may see what another does not."""
+
 EARLY_STEP: Final = 16
 """Bytes that an early kernel asks for ahead come in multiples of this: the copy unit's."""
 
@@ -40,6 +44,14 @@ SUM_AREA: Final = 4096
 
 MULTIMEM_ROWS: Final = 64
 """Rows of a unit that are summed at a time with multimem: all 128 would spill."""
+
+
+_LEAST_AREA: Final[dict[Algorithm, int]] = {
+    "direct": 0,
+    "one_shot": SMALL_TILE_AREA,
+    "lamport": SMALL_TILE_AREA,
+    "two_shot": LARGE_TILE_AREA,
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class Variant:
     """One compiled kernel.
 
     Attributes:
-        algorithm: ``direct`` for one rank; ``one_shot`` or ``two_shot`` for more.
+        algorithm: ``direct`` for one rank; ``one_shot``, ``lamport`` or ``two_shot`` for more.
         dtype: element type of partials and y.
         operand: element type of x and weight: ``dtype``, or an 8-bit type with scales.
         world_size: number of ranks W, a power of two.
@@ -139,9 +151,14 @@ class Variant:
             raise ValueError(f"split must be 1, or world_size for two_shot, got {self.split}")
         if self.tile.block_m % self.split:
             raise ValueError(f"block_m {self.tile.block_m} does not split into {self.split}")
-        least = {"direct": 0, "one_shot": SMALL_TILE_AREA}.get(self.algorithm, LARGE_TILE_AREA)
+        least = _LEAST_AREA[self.algorithm]
         if self.tile.area < least:
             raise ValueError(f"a tile of {self.algorithm} must have {least} elements or more")
+        if self.algorithm == "lamport" and self.tile.area < CELL_ELEMENTS * self.threads:
+            raise ValueError(
+                f"lamport needs {CELL_ELEMENTS} elements of a tile for each thread: "
+                f"{self.tile.area} elements, {self.tile.num_warps} warps"
+            )
         if self.multimem and (self.algorithm != "two_shot" or self.world_size == 1):
             raise ValueError("multimem needs two_shot and 2 ranks or more")
         if self.multimem and not self.fits_multimem:
@@ -159,7 +176,12 @@ class Variant:
         """Whether there is a piece of a unit for each thread: with more threads than pieces
         several would read a sum, and not all the same bits.
         """
-        return self._multimem_area >= MULTIMEM_ELEMENTS * WARP * self.tile.num_warps
+        return self._multimem_area >= MULTIMEM_ELEMENTS * self.threads
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CTA."""
+        return WARP * self.tile.num_warps
 
     @property
     def scaled(self) -> bool:

@@ -17,6 +17,8 @@ from .kernels import Kernels, Mode, choose_kernels
 from .launch import Grid, Operands, Ranks, plan_grid
 from .layout import (
     ARRIVALS_WORD,
+    ELEMENT_BYTES,
+    EMPTY,
     EPOCH_WORD,
     STATUS_FIELDS,
     STATUS_WORD,
@@ -215,6 +217,8 @@ class Workspace:
         words[:, place] = addresses.to(words.device)
         words[:, EPOCH_WORD] = first_epoch
         words[:, self.layout.partial_flags // 4 : self.layout.slots // 4] = first_epoch
+        cells = slice(self.layout.cells // ELEMENT_BYTES, self.layout.receive // ELEMENT_BYTES)
+        words.view(torch.int16)[:, cells] = EMPTY
         cuda = self.transport.device.type == "cuda"
         status = torch.zeros(
             (self.transport.world_size, STATUS_WORDS), dtype=torch.int32, pin_memory=cuda
@@ -420,16 +424,18 @@ class Workspace:
 
     def _require_fit(self, choice: Choice, shape: Shape) -> None:
         """What a kernel cannot check: it would write into another rank's part of the heap."""
-        variant, small = choice.variant, self.layout.small_tokens
+        variant = choice.variant
         if (variant.world_size, variant.dtype, variant.operand) != (
             shape.world_size,
             shape.dtype,
             shape.operand,
         ):
             raise ValueError(f"dispatch chose {variant.name} for {shape}")
-        if variant.algorithm == "one_shot" and max(shape.tokens, variant.tile.block_m) > small:
+        most = self.layout.most_tokens(variant.algorithm)
+        if most is not None and max(shape.tokens, variant.tile.block_m) > most:
             raise ValueError(
-                f"dispatch chose {variant.name} for {shape.tokens} rows; one_shot serves {small}"
+                f"dispatch chose {variant.name} for {shape.tokens} rows; "
+                f"{variant.algorithm} serves {most}"
             )
 
     def _current_device(self) -> AbstractContextManager[object]:
