@@ -6,6 +6,7 @@ the ranks of its own process got: all of them with virtual ranks, one of them ot
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -238,6 +239,11 @@ class Ranks:
         return {
             name: choice for name, choice in found.items() if self.kernels.serves(choice.variant)
         }
+
+    def most_tokens(self, choice: Choice) -> int:
+        """Largest M that a kernel serves, rows."""
+        most = HeapLayout(self.world_size, 1, 1).most_tokens(choice.variant.algorithm)
+        return sys.maxsize if most is None else most
 
     def families(self, dtype: str) -> list[dict[str, Choice]]:
         """Fused kernels that can be had, by name, those of one tile together: with the same bits.

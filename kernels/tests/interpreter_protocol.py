@@ -29,6 +29,7 @@ from gemm_allreduce.layout import (
     REFRESH_CALLS,
     RESULT_LATE,
     STATUS_WORD,
+    HeapLayout,
 )
 
 TOP, BOTTOM = 2**31 - 1, -(2**31)
@@ -66,10 +67,10 @@ def case_epochs() -> None:
         sent = rank.slots(1)[call & 1, 0, 0].isnan()
         assert not (sent and kind.variant.algorithm == "one_shot"), "nothing in this call's slot"
         if kind.variant.algorithm == "lamport":
-            assert bits(rank.cells(1))[call & 1, 0, 0] != EMPTY, "nothing in this call's cell"
-            bits(rank.cells(1))[:] = EMPTY  # as the peer does
-        assert (bits(rank.cells(1)) == EMPTY).all(), "another cell"
-        assert (bits(rank.cells(0)) == EMPTY).all(), "what was summed was not emptied"
+            assert rank.cells(1)[call & 1, 0, 0] != EMPTY, "nothing in this call's cell"
+            rank.cells(1)[:] = EMPTY  # as the peer does
+        assert (rank.cells(1) == EMPTY).all(), "another cell"
+        assert (rank.cells(0) == EMPTY).all(), "what was summed was not emptied"
         tiles = rank.tiles(tokens, FEATURES)
         if kind.variant.split == 2 or kind.variant.algorithm == "one_shot":
             assert (rank.partial_flags(1)[:tiles, 0] == call).all()
@@ -121,16 +122,34 @@ def case_a_cell_that_is_late_among_others() -> None:
     expected = sum_in_rank_order(partials)
     rank = OneRank(lamport(2), max_features=features)
     rank.deliver_peers(partials, expected, 1)
-    late = bits(rank.cells(0))[1, 1].view(-1, 16, 64)[2, :5, 7:10]
+    late = rank.cells(0)[1, 1].view(-1, 16, 64)[2, :5, 7:10]
     late[:] = EMPTY
     y = rank(x, weight, ctas=1, spin_limit=3)
     record = {"code": CELL_LATE, "rank": 0, "tile": 2, "source": 1, "seen": 15, "expected": 1}
     assert rank.status(0) == rank.host_status(0) == record
     assert torch.equal(y[:, :128], expected[:, :128]) and y[:, 128:].isnan().all()
-    tiles = bits(rank.cells(0))[1].view(2, -1, 16, 64)[:, :4, :5]
+    tiles = rank.cells(0)[1].view(2, -1, 16, 64)[:, :4, :5]
     assert (tiles[:, :2] == EMPTY).all() and (tiles[0, 2] != EMPTY).all()
-    sent = bits(rank.cells(1))[1, 0].view(-1, 16, 64)[:4]
+    sent = rank.cells(1)[1, 0].view(-1, 16, 64)[:4]
     assert (sent[:, :5] != EMPTY).all() and (sent[:, 5:] == EMPTY).all(), "a tile was not sent"
+
+
+def case_large_one_shot_calls_leave_cells_empty() -> None:
+    """Their last tiles lie where cells are; a call without flags then finds nothing old there."""
+    tokens = HeapLayout(2, 1, 1).small_tokens - 3
+    rank = OneRank(one_shot(2), max_tokens=tokens, max_features=256)
+    x, weight = integers(1, tokens, 24), integers(2, 248, 24)
+    for call, (variant, rows) in enumerate(
+        ((one_shot(2), tokens), (lamport(2), 64), (one_shot(2), tokens - 64), (lamport(2), 17)), 1
+    ):
+        rank.variant = variant
+        partials = [exact_partial(x[:rows], weight), integers(call + 9, rows, 248)]
+        expected = sum_in_rank_order(partials)
+        rank.deliver_peers(partials, expected, call)
+        reached = (rank.cells(0) != EMPTY).any()
+        assert reached == (variant.algorithm == "lamport" or rows == tokens), "of no use"
+        assert torch.equal(rank(x[:rows], weight, spin_limit=3), expected), (call, rows)
+        assert (rank.cells(0) == EMPTY).all(), (call, rows)
 
 
 def case_minus_zero_is_sent_as_zero() -> None:
@@ -144,7 +163,7 @@ def case_minus_zero_is_sent_as_zero() -> None:
     rank.deliver_peers([partial, tiny], tiny, 1)
     assert torch.equal(rank(x, weight, spin_limit=3), tiny)
     assert rank.status(0) == HEALTHY
-    assert (bits(rank.cells(1))[1, 0].view(-1, 16, 64)[0, :3] == 0).all()
+    assert (rank.cells(1)[1, 0].view(-1, 16, 64)[0, :3] == 0).all()
 
 
 def case_the_mark_of_a_rank_that_gave_up() -> None:
@@ -167,7 +186,7 @@ def case_the_mark_of_a_rank_that_gave_up() -> None:
                 same = (y == 37).all() if healthy else y.isnan().all()
                 assert same, (str(kind), epoch, given)
                 assert rank.words(0)[GAVE_UP_WORD] == given
-                sent = (rank.all_flags(1) == epoch).any() or (bits(rank.cells(1)) != EMPTY).any()
+                sent = (rank.all_flags(1) == epoch).any() or (rank.cells(1) != EMPTY).any()
                 assert bool(sent) == healthy, (str(kind), epoch)
 
 

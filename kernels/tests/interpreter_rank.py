@@ -132,7 +132,7 @@ class OneRank:
             self.words(peer)[: self.layout.slots // 4] = 0
             self.words(peer)[EPOCH_WORD] = first_epoch
             self.all_flags(peer)[:] = first_epoch
-            bits(self.cells(peer))[:] = EMPTY
+            self.cells(peer)[:] = EMPTY
         table = torch.tensor([heap.data_ptr() for heap in self.heaps], dtype=torch.int64)
         status = torch.zeros(variant.world_size, STATUS_WORDS, dtype=torch.int32)
         scratch = self.words(rank)[self.layout.scratch // 4 : self.layout.partial_flags // 4]
@@ -166,8 +166,12 @@ class OneRank:
         return self._part(rank, self.layout.slots, 2, self.world_size, self.layout.small_area)
 
     def cells(self, rank: int) -> torch.Tensor:
-        """[cell, source, elements]."""
-        return self._part(rank, self.layout.cells, 2, self.world_size, self.layout.cell_area)
+        """[slot, source, elements], as int16: the ends of slots."""
+        return self.slots(rank).view(torch.int16)[..., -self.layout.cell_area :]
+
+    def free_slots(self, rank: int) -> torch.Tensor:
+        """[slot, source, elements], without the cells."""
+        return self.slots(rank)[..., : -self.layout.cell_area]
 
     def receive(self, rank: int) -> torch.Tensor:
         """[source, elements]."""
@@ -237,18 +241,18 @@ class OneRank:
     def deliver_partial(self, source: int, to: int, partial: torch.Tensor, epoch: int) -> None:
         """Do to a heap what `source` does in the first phase of the call `epoch`."""
         units = self.to_units(partial)
-        if self.variant.algorithm == "lamport":
-            place = self.cells(to)[epoch & 1, source, : units.numel()].view(units.shape)
+        if self.variant.algorithm == "two_shot":
+            units = units[to :: self.world_size]
+            self.receive(to)[source, : units.numel()] = units.reshape(-1)
+        else:
             columns = ceil_div(partial.shape[1], units.shape[2]) * units.shape[2]
             sent = ~self.to_units(partial.new_zeros(len(partial), columns)).isnan()
-            place[sent] = units[sent] + 0.0  # -0.0 becomes 0.0
-            return
-        if self.variant.algorithm == "one_shot":
-            place = self.slots(to)[epoch & 1, source]
-        else:
-            units = units[to :: self.world_size]
-            place = self.receive(to)[source]
-        place[: units.numel()] = units.reshape(-1)
+            if self.variant.algorithm == "lamport":
+                place = self.cells(to)[epoch & 1, source, : units.numel()].view(units.shape)
+                place[sent] = bits(units[sent] + 0.0)  # -0.0 becomes 0.0
+                return
+            place = self.slots(to)[epoch & 1, source, : units.numel()].view(units.shape)
+            place[sent] = units[sent]
         self.partial_flags(to)[: len(units), source] = epoch
 
     def deliver_results(self, owner: int, to: int, y: torch.Tensor, epoch: int) -> None:

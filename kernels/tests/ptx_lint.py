@@ -16,8 +16,9 @@ Order
        a barrier, where the kernel has read its epoch from it. Nothing else is ordered by it.
 
 Cells
-    C. Without flags, what is sent is stored relaxed at system scope, and looked at by volatile
-       loads, which are that too; it is emptied behind a barrier, so that no warp still looks.
+    8. Without flags, what is sent is stored relaxed at system scope, and looked at by volatile
+       loads, which are that too.
+    9. What has been read is emptied behind a barrier, so that no warp still reads it.
 
 Multimem
     6. Without it no access to multicast memory; with it, both kinds, as often as the unit has
@@ -30,12 +31,12 @@ Width
     a unit of one, that has no 16 bytes for each thread: of it each thread moves one piece.
 
 Bulk copies
-    8. Only where the tile says so, only loads, and only with descriptors of x and weight: what
+    10. Only where the tile says so, only loads, and only with descriptors of x and weight: what
        peers write is never read, and nothing is stored, by a proxy that no flag orders.
-    9. A descriptor is fenced by the thread that wrote it, and a barrier comes before its use.
+    11. A descriptor is fenced by the thread that wrote it, and a barrier comes before its use.
 
 Early starts
-    10. Only an early kernel runs beside the one before it. It waits once for that one to end, all
+    12. Only an early kernel runs beside the one before it. It waits once for that one to end, all
         threads do, and before that it touches nothing: it may only ask for weights. Then it lets
         the next one start.
 
@@ -76,6 +77,8 @@ TILES: Final = {
 }
 """What may be loaded and stored 16 bytes at a time."""
 
+EMPTY: Final = str(0x80008000 - 2**32)
+"""Two elements that have not come, as the compiler writes them down."""
 LANES: Final = 256
 """Flags that a poll reads, each thread one or more."""
 POLLS: Final = 2
@@ -100,6 +103,7 @@ class Expected:
         tile_pieces: how many times it does, for a whole tile.
         unit_width: the same of a part of a unit that is summed; in one-shot that of the tile.
         cells: partials say by themselves that they have come; no flag does.
+        empties: what has been read of partials is emptied.
         bulk: x and weight come by bulk copies.
         early: the kernel starts before the one before it has ended.
         multimem: multimem loads, and as many stores, of each thread and unit; 0 for none.
@@ -115,6 +119,7 @@ class Expected:
     tile_pieces: int = 1
     unit_width: int = WIDE
     cells: bool = False
+    empties: bool = False
     bulk: bool = False
     early: bool = False
     multimem: int = 0
@@ -314,6 +319,16 @@ class Program:
                 writers.setdefault(register, []).append(at)
         return writers
 
+    @cached_property
+    def _empty(self) -> set[str]:
+        return {at.written[0] for at in self.code if at.op == "mov.b32" and EMPTY in at.operands}
+
+    def empties(self, at: Instruction) -> bool:
+        """Whether all that it stores is EMPTY."""
+        values = re.search(r"\{([^}]*)\}", at.operands)
+        found = set(re.findall(r"%\w+", values[1])) if values else set()
+        return at.op.startswith("st.global.") and bool(found) and found <= self._empty
+
     def value_origin(self, at: Instruction) -> str:
         """The argument that the last operand comes from, as `origin` of a pointer."""
         return self._origin_of((re.findall(r"%\w+", at.operands) or [""])[-1])
@@ -464,30 +479,43 @@ def _is_send(at: Instruction) -> bool:
     return at.op == "st.relaxed.sys.global.v2.b32"
 
 
+def pieces_of(expected: Expected) -> int:
+    """Accesses that each thread needs for a partial."""
+    return max(1, expected.tile_bytes // WIDE)
+
+
 def _cells(program: Program, expected: Expected) -> Iterator[str]:
     looks = [at for at in program.code if _is_look(at)]
     sends = [at for at in program.code if _is_send(at)]
-    # Of each rank's partial, and once more to say of which rank it is that elements lack.
-    pieces = expected.cells and max(1, expected.tile_bytes // WIDE)
-    wanted = (
-        pieces * (expected.ranks + 1),
-        expected.cells * expected.tile_bytes // 8 * expected.ranks,
-    )
-    for name, found, of in zip(("looks", "sends"), (looks, sends), wanted, strict=True):
-        if len(found) != of:
-            yield f"{len(found)} {name}, the source has {of}"
+    # Of each rank's partial, and again, to say of which rank it is that elements lack: in a loop,
+    # unless the compiler unrolls that.
+    pieces, ranks = expected.cells * pieces_of(expected), expected.ranks
+    if len(looks) not in (pieces * (ranks + 1), pieces * 2 * ranks):
+        yield f"{len(looks)} looks, the source has {pieces * (ranks + 1)}"
+    words = expected.cells * expected.tile_bytes // 8
+    if len(sends) != words * ranks:
+        yield f"{len(sends)} sends, the source has {words * ranks}"
     for at in (*looks, *sends):
         if (origin := program.origin(at)) != "heap":
             yield f"cells in {origin}: {at}"
 
-    def empties(at: Instruction) -> bool:
-        plain = at.is_global and at.parts[0] == "st" and not at.order
+    emptying = [at for at in program.code if program.empties(at)]
+    stores = expected.empties * pieces_of(expected) * expected.ranks
+    if len(emptying) != stores:
+        yield f"{len(emptying)} stores that empty, the source has {stores}"
+    for at in emptying:
+        if (origin := program.origin(at)) != "heap":
+            yield f"{origin} is emptied: {at}"
+
+    def reads(at: Instruction) -> bool:
+        plain = at.is_global and at.parts[0] == "ld" and at.order in ("", "volatile")
         return plain and at.width >= expected.unit_width and program.origin(at) == "heap"
 
-    for at in looks:
-        for met in program.after(at, lambda a: a.is_barrier or empties(a)):
-            if not met.is_barrier:
-                yield f"no barrier between a look: {at}, and {met}"
+    for at in program.code if emptying else ():
+        if reads(at):
+            for met in program.after(at, lambda a: a.is_barrier or program.empties(a)):
+                if not met.is_barrier:
+                    yield f"no barrier between a read: {at}, and {met}"
 
 
 def _bulk(program: Program, expected: Expected) -> Iterator[str]:
@@ -621,7 +649,8 @@ def _accesses(program: Program, expected: Expected) -> Iterator[str]:
         ("volatile ld", "heap, 8 bytes"): protocol,  # the counter
         ("volatile ld", "heap, 4 bytes"): protocol,  # the mark of a rank that gave up
         ("ld", "heap"): 0 if expected.cells else parts,
-        ("st", "heap"): REPORT_STORES * expected.reports + parts,
+        ("st", "heap"): REPORT_STORES * expected.reports
+        + parts * (expected.empties + (not expected.cells)),
         ("st", "status_ptr"): (REPORT_STORES + 1) * expected.reports,
         ("cas", "gpu"): expected.reports,
         ("mark", "gpu"): expected.reports,  # that the rank gave up

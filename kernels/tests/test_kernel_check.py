@@ -128,10 +128,11 @@ def test_bulk_loads_are_wanted_where_the_tile_says_so_and_no_other_bulk_copy(
 @pytest.mark.parametrize(
     ("variant", "traffic"),
     [
-        # 16 x 64 elements: one piece for each of 128 threads; each of 8 partials is read, sent.
-        (Variant("one_shot", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 4)), (8, 9, 12)),
+        # 16 x 64 elements: one piece for each of 128 threads; each of 8 partials is read, sent,
+        # emptied.
+        (Variant("one_shot", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 4)), (8, 17, 12)),
         # The same for 256 threads: 8 bytes each, from and to each rank, and into y.
-        (Variant("one_shot", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 8)), (0, 0, 12 + 9)),
+        (Variant("one_shot", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 8)), (0, 0, 12 + 17)),
         # Without flags: sent 8 bytes at a time, 2 to each of 8 ranks; all are emptied.
         (Variant("lamport", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 4)), (8, 9, 12 + 16)),
         (Variant("lamport", "bf16", "bf16", 8, Tile(16, 64, 128, 4, 8)), (0, 0, 12 + 8 + 9)),

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from locked_tritons import IndexUnreachableError, folder_of, installed_version, locked_versions
 from ptx_cases import ARCHS, KINDS, expected_of, kinds_of, variant_of
-from ptx_lint import Expected, lint
+from ptx_lint import EMPTY, Expected, lint
 
 import gemm_allreduce
 from gemm_allreduce.arguments import ARGUMENTS
@@ -276,7 +276,7 @@ MUTATIONS = {
     "a descriptor in the heap": (
         r"(cp_fenceproxy\.\S+) \[ %rd\d+",
         r"\1 [ HEAP",
-        "a descriptor in heap, expected parameter 24",
+        "a descriptor in heap, expected parameter 25",
     ),
     "no fence behind a descriptor": (
         r"@%p\d+ fence\.proxy\.tensormap::generic\.acquire.*",
@@ -340,6 +340,49 @@ def test_the_lint_refuses(name: str, ptx: Callable[[str], tuple[Path, Report]]) 
     table = re.search(r"ld\.global\.b64 \{ %rd\d+ \}, \[ (%rd\d+)", text)
     assert heap is not None and table is not None
     replacement = replacement.replace("HEAP", heap[1]).replace("TABLE", table[1])
+    changed, count = re.subn(pattern, replacement, text, count=1)
+    assert count == 1
+    found = lint(changed, expected, list(ARGUMENTS))
+    assert any(re.search(finding, sentence) for sentence in found), found
+
+
+CELL_MUTATIONS = {
+    "a send for the GPU only": (r"st\.relaxed\.sys", "st.relaxed.gpu", "7 sends, the source has 8"),
+    "a send that is not strong": (r"st\.relaxed\.sys\.", "st.", "7 sends, the source has 8"),
+    "a look that is not strong": (
+        r"ld\.volatile(\.global\.v2\.b32)",
+        r"ld\1",
+        "8 looks, the source has 9",
+    ),
+    "a look elsewhere": (
+        r"(ld\.volatile\.global\.v2\.b32 .*\[) %rd\d+",
+        r"\1 %rd9999",
+        "cells in unknown pointer",
+    ),
+    "emptied while others look": (
+        r"(@%p\d+ ld\.volatile\.global\.v2\.b32 .*)",
+        r"\1\nst.global.v2.b32 [ HEAP ], { EMPTY, EMPTY };",
+        "no barrier between a read",
+    ),
+    "a cell that is not emptied": (
+        r"(st\.global\.v2\.b32 .*\{) EMPTY, EMPTY",
+        r"\1 %r1, %r2",
+        "7 stores that empty, the source has 8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CELL_MUTATIONS)
+def test_the_lint_refuses_of_lamport(name: str, ptx: Callable[[str], tuple[Path, Report]]) -> None:
+    text = (ptx(CONTROL_VERSION)[0] / "sm_90.lamport.ptx").read_text()
+    expected = expected_of(variant_of("lamport", "sm_90"))
+    assert lint(text, expected, list(ARGUMENTS)) == []
+    heap = re.search(r"@there st\.relaxed\.sys\.global\.v2\.b32 \[(%rd\d+)", text)
+    empty = re.search(rf"mov\.b32\s+(%r\d+), {EMPTY};", text)
+    assert heap is not None and empty is not None
+    pattern, replacement, finding = CELL_MUTATIONS[name]
+    pattern = pattern.replace("EMPTY", empty[1])
+    replacement = replacement.replace("HEAP", heap[1]).replace("EMPTY", empty[1])
     changed, count = re.subn(pattern, replacement, text, count=1)
     assert count == 1
     found = lint(changed, expected, list(ARGUMENTS))

@@ -50,11 +50,7 @@ def layers_and_algorithms_alternate_on_one_workspace(ranks: Ranks) -> None:
         for call in range(scale.calls):
             now[0] = order.choice(list(named))
             weight = layers[call % len(layers)]
-            fits = [
-                m
-                for m in scale.tokens
-                if m <= (workspace.layout.most_tokens(named[now[0]].variant.algorithm) or m)
-            ]
+            fits = [m for m in scale.tokens if m <= ranks.most_tokens(named[now[0]])]
             x = source.integers(workspace.dtype, w, order.choice(fits), weight.shape[2])
             done.append((now[0], x, weight, ranks.call(workspace, x, weight)))
         ranks.synchronize()

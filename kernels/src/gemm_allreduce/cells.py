@@ -76,6 +76,29 @@ def send_cells(
 
 
 @triton.jit
+def empty_cells(
+    heap_table,
+    rank,
+    page,
+    place,
+    stride,
+    mask,
+    W: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Empty what this CTA has read of W partials, `stride` elements apart, from `place` behind a
+    page of the own heap on.
+    """
+    tl.debug_barrier()  # no warp may still be reading
+    own = in_heap(heap_table, rank, page, tl.int16) + place
+    inside = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
+    for source in tl.static_range(W):
+        nothing = tl.full((BM, BN), _EMPTY, dtype=tl.int16)
+        tl.store(own + source * stride + inside, nothing, mask=mask)
+
+
+@triton.jit
 def take_cells(
     heap_table,
     status_ptr,
@@ -114,15 +137,13 @@ def take_cells(
             bits = tl.load(own + source * stride + inside, mask=mask, other=0, volatile=True)
             empty |= (bits == _EMPTY).to(tl.int32)
             total += bits.to(dtype, bitcast=True).to(tl.float32)
-        # Over all warps: one answer for all threads, and no one empties what another still reads.
+        # Over all warps: one answer for all threads.
         late = tl.max(tl.max(empty, 1), 0) != 0
         spins += 1
     if late:
         _report_late(heap_table, status_ptr, rank, tile, epoch, own, stride, rows, W, BM, BN)
     else:
-        for source in tl.static_range(W):
-            nothing = tl.full((BM, BN), _EMPTY, dtype=tl.int16)
-            tl.store(own + source * stride + inside, nothing, mask=mask)
+        empty_cells(heap_table, rank, cells, place, stride, mask, W, BM, BN)
     return total, failed | late
 
 

@@ -221,11 +221,12 @@ def expected_traffic(variant: Variant) -> Traffic:
     tile = _pieces(variant, variant.tile.area)
     if variant.algorithm == "direct":
         return Traffic() + tile.stored(1)
-    if variant.algorithm == "one_shot":
-        return Traffic(words=_REPORT_STORES) + tile.loaded(ranks) + tile.stored(ranks + 1)
-    if variant.algorithm == "lamport":  # sends 8 bytes at a time; empties what it has read
-        sent = ranks * (variant.tile.area // (CELL_ELEMENTS * variant.threads))
-        return Traffic(words=_REPORT_STORES + sent) + tile.loaded(ranks) + tile.stored(ranks + 1)
+    if variant.algorithm in ("one_shot", "lamport"):
+        emptied = Traffic(words=_REPORT_STORES) + tile.stored(ranks)
+        sent = tile.stored(ranks)
+        if variant.algorithm == "lamport":  # 8 bytes at a time
+            sent = Traffic(words=ranks * (variant.tile.area // (CELL_ELEMENTS * variant.threads)))
+        return emptied + sent + tile.loaded(ranks) + tile.stored(1)
     unit = variant.unit_rows * variant.tile.block_n
     total = Traffic(words=2 * _REPORT_STORES) + tile.loaded(1) + tile.stored(2)
     if variant.multimem:  # the switch sums, and sends to all

@@ -57,7 +57,6 @@ def gemm_allreduce_direct(
     slots,
     slot_stride,
     cells,
-    cell_stride,
     receive,
     receive_stride,
     result,

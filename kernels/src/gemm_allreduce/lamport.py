@@ -47,7 +47,6 @@ def gemm_allreduce_lamport(
     slots,
     slot_stride,
     cells,
-    cell_stride,
     receive,
     receive_stride,
     result,
@@ -74,7 +73,7 @@ def gemm_allreduce_lamport(
 
     epoch, broken = enter(heap_table, rank)
     tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
-    stride = cell_stride.to(tl.int64) * 128
+    stride = slot_stride.to(tl.int64) * 128
     first_cell = (epoch & 1) * W * stride
 
     failed = broken

@@ -123,7 +123,6 @@ def integers_of(ranks: Ranks, operands: Operands, grid: Grid, spin_limit: int) -
         layout.slots // PAGE,
         layout.small_area // 128,
         layout.cells // PAGE,
-        layout.cell_area // 128,
         layout.receive // PAGE,
         layout.owned_area // 128,
         layout.result // PAGE,

@@ -8,8 +8,8 @@ peer's heap. All parts start at a multiple of PAGE bytes. From the start of the 
     scratch         DESCRIPTOR_BYTES a CTA         what describes x and weight to bulk copies
     partial flags   int32 [max_tiles, W]     (unit // W, source rank): that partial is in my heap
     result flags    int32 [max_tiles * W]    (unit): that result is in my heap
-    slots           dtype [2, W, small area]       one-shot: every rank's partials
-    cells           dtype [2, W, cell area]        Lamport: every rank's partials, or EMPTY
+    slots           dtype [2, W, small area]       one-shot: every rank's partials; at the end of
+                    each, cells: Lamport's         each, [cell area], Lamport's, or EMPTY
     receive         dtype [W, owned area]          two-shot: partials of the units that I own
     result          dtype [large area]             two-shot: finished units
 
@@ -122,8 +122,8 @@ class HeapLayout:
 
     @property
     def cell_tokens(self) -> int:
-        """Largest M that Lamport serves, rows: its cells take the same bytes for every W > 1."""
-        return 64 if self.world_size == 1 else max(16, CELL_ROWS // self.world_size)
+        """Largest M that Lamport serves, rows."""
+        return 32 if self.world_size == 1 else max(16, CELL_ROWS // self.world_size)
 
     def most_tokens(self, algorithm: str) -> int | None:
         """Return the largest M, and rows of a tile, that an algorithm serves; None: any."""
@@ -131,7 +131,7 @@ class HeapLayout:
 
     @property
     def cell_area(self) -> int:
-        """Elements of one source's cell."""
+        """Elements of one source's cell, the last ones of its slot."""
         return self.cell_tokens * self._columns
 
     @property
@@ -185,13 +185,13 @@ class HeapLayout:
 
     @property
     def cells(self) -> int:
-        """Offset of the cells, bytes."""
-        return self.slots + SLOTS * self.world_size * self.small_area * ELEMENT_BYTES
+        """Offset of the first cell, bytes; the next ones are as far apart as slots are."""
+        return self.slots + (self.small_area - self.cell_area) * ELEMENT_BYTES
 
     @property
     def receive(self) -> int:
         """Offset of the receive part, bytes."""
-        return self.cells + SLOTS * self.world_size * self.cell_area * ELEMENT_BYTES
+        return self.slots + SLOTS * self.world_size * self.small_area * ELEMENT_BYTES
 
     @property
     def result(self) -> int:

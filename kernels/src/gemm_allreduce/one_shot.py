@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .arguments import INTEGERS
+from .cells import empty_cells
 from .device import (
     arrive,
     enter,
@@ -25,8 +26,9 @@ from .device import (
     unsummed_tile,
     wait_flags,
 )
-from .layout import PARTIAL_LATE
+from .layout import PAGE, PARTIAL_LATE
 
+_PAGE = tl.constexpr(PAGE)
 _PARTIAL_LATE = tl.constexpr(PARTIAL_LATE)
 
 
@@ -54,7 +56,6 @@ def gemm_allreduce_one_shot(
     slots,
     slot_stride,
     cells,
-    cell_stride,
     receive,
     receive_stride,
     result,
@@ -145,5 +146,9 @@ def gemm_allreduce_one_shot(
             total = tl.where(failed, float("nan"), total)
             y_ptrs = y_ptr + (first_row + offs_m).to(tl.int64)[:, None] * N + offs_n[None, :]
             tl.store(y_ptrs, total.to(dtype), mask=row_mask & (offs_n < N)[None, :])
+            # Of the largest calls the last tiles lie where cells are, which must be empty again.
+            if (tile + 1) * (BM * BN) > (cells - slots) * (_PAGE // 2):
+                first = parity * stride + tile * (BM * BN)
+                empty_cells(heap_table, rank, slots, first, stride, row_mask, W, BM, BN)
 
     arrive(heap_table, rank, epoch, cta, ctas, partial_flags, slots)

@@ -247,7 +247,6 @@ def gemm_allreduce_two_shot(
     slots,
     slot_stride,
     cells,
-    cell_stride,
     receive,
     receive_stride,
     result,

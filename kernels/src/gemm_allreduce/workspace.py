@@ -20,6 +20,7 @@ from .layout import (
     ELEMENT_BYTES,
     EMPTY,
     EPOCH_WORD,
+    SLOTS,
     STATUS_FIELDS,
     STATUS_WORD,
     STATUS_WORDS,
@@ -217,8 +218,7 @@ class Workspace:
         words[:, place] = addresses.to(words.device)
         words[:, EPOCH_WORD] = first_epoch
         words[:, self.layout.partial_flags // 4 : self.layout.slots // 4] = first_epoch
-        cells = slice(self.layout.cells // ELEMENT_BYTES, self.layout.receive // ELEMENT_BYTES)
-        words.view(torch.int16)[:, cells] = EMPTY
+        self.cells()[:] = EMPTY
         cuda = self.transport.device.type == "cuda"
         status = torch.zeros(
             (self.transport.world_size, STATUS_WORDS), dtype=torch.int32, pin_memory=cuda
@@ -348,6 +348,15 @@ class Workspace:
 
         own = self._heap.own
         return (own if self.transport.virtual else own[None]).view(torch.int32)
+
+    def cells(self) -> torch.Tensor:
+        """Return the heap's cells as int16 [ranks here, 2, W, elements]. For tests, too."""
+        import torch
+
+        layout, w = self.layout, self.world_size
+        whole = self.words().view(torch.int16)
+        slots = whole[:, layout.slots // ELEMENT_BYTES : layout.receive // ELEMENT_BYTES]
+        return slots.view(-1, SLOTS, w, layout.small_area)[..., -layout.cell_area :]
 
     def close(self) -> None:
         """Free the symmetric memory. Collective; a second close does nothing.
