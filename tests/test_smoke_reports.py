@@ -40,6 +40,10 @@ ENDED = {
     "smoke-self-test-h100-1": "cut off",
     "smoke-self-test-h100-3": "cut off",
     "smoke-gpu-h100": "failed",
+    "smoke-gpu-h100-lamport-1": "failed",
+    "smoke-gpu-h100-lamport-2": "cut off",
+    "smoke-multi-gpu-2xh100-lamport": "cut off",
+    "smoke-multi-gpu-4xh100-lamport": "cut off",
 }
 RESULTS = {node.fault or node.host: parse(text_of(node)) for node in (*CLUSTER, FULL)}
 GOOD = RESULTS["synthetic-00"]

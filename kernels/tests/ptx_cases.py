@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[int, int, Operand]] = {
     "one_shot_two_ranks": (64, 2, "bf16"),
     "lamport": (16, 8, "bf16"),
     "lamport_early": (16, 8, "bf16"),
-    "lamport_two_ranks_fp16": (32, 2, "fp16"),
+    "lamport_two_ranks_fp16": (16, 2, "fp16"),
     "two_shot_split": (64, 8, "bf16"),
     "two_shot_split_early": (64, 8, "bf16"),
     "two_shot": (8192, 8, "bf16"),

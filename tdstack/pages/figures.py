@@ -37,8 +37,8 @@ FIGURES: Final = (
             (("k", k),),
         )
         for name, data, k in (
-            ("Four H200", FOUR, 2048),
-            ("Four H200", FOUR, 7392),
+            ("Four H100", FOUR, 2048),
+            ("Four H100", FOUR, 7392),
             ("Two H100", TWO, 4096),
             ("Two H100", TWO, 14784),
         )

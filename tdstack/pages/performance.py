@@ -10,7 +10,7 @@ from smoke_tests.records import Label, Measure, Result
 from tdstack.pages.places import table
 
 PAGE: Final = "docs/performance.md"
-FOUR: Final = "docs/data/measure-4xh200.jsonl"
+FOUR: Final = "docs/data/measure-4xh100.jsonl"
 TWO: Final = "docs/data/measure-2xh100.jsonl"
 VIRTUAL: Final = "docs/data/measure-virtual-h100.jsonl"
 RUNS: Final = (FOUR, TWO, VIRTUAL)
@@ -57,7 +57,7 @@ def tables(runs: Mapping[str, Result]) -> dict[str, str]:
     """Return every table of the page by the name of its place, from runs by their files. Pure."""
     virtual = runs[VIRTUAL]
     return {
-        "four H200": calls_table(runs[FOUR]),
+        "four H100": calls_table(runs[FOUR]),
         "two H100": calls_table(runs[TWO]),
         "virtual ranks": ratio_table(virtual, "best", (1, 2, 4, 8)),
         "virtual ranks, own all-reduce": ratio_table(virtual, OWN, (2, 4, 8)),
