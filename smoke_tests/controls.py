@@ -25,8 +25,8 @@ _ONE_SHOT_WAIT = " " * 12 + _WAIT.format("tile * W", "W")
 _PARTIAL_WAIT = " " * 4 + _WAIT.format("index * W", "W")
 _RESULT_WAIT = " " * 4 + _WAIT.format("tile * SPLIT", "SPLIT")
 _UNWAITED = _RESULT_WAIT.replace("failed, late", "ignored, late").replace("spin_limit", "0")
-_LOOK = " " * 12 + "total, failed = take_cells(\n"
-_LOOKED = " " * 12 + "total = finish(total, bias_ptr, residual_ptr, extras, M, N, offs_m, offs_n)\n"
+_LOOK = "    # After a failure look once and go on: one time limit per CTA, not one per tile.\n"
+_LOOKED = "        empty_cells(heap_table, rank, cells, place, stride, mask, W, BM, BN)\n"
 # A stall polls flags; a kernel without any has the rank's first word.
 _A_WORD = "flags = tl.load(heap_table + rank).to(tl.pointer_type(tl.int32))\n"
 # Each answer counts, or the compiler would delete the atomic: nothing would wait for it.
@@ -85,8 +85,9 @@ def _stalls(polls: int, *, before: bool) -> tuple[Edit, ...]:
         stall = _stall(polls, indent=len(wait) - len(wait.lstrip()))
         edits.append((file, wait, stall + wait if before else wait + stall))
     place = _LOOK if before else _LOOKED
-    stall = textwrap.indent(_A_WORD, " " * 12) + _stall(polls, indent=12)
-    edits.append(("lamport.py", place, stall + place))
+    indent = len(place) - len(place.lstrip())
+    stall = textwrap.indent(_A_WORD, " " * indent) + _stall(polls, indent=indent)
+    edits.append(("cells.py", place, stall + place))
     return tuple(edits)
 
 
@@ -194,7 +195,6 @@ CONTROLS: Final = (
         ),
         "integers_are_exact",
         True,
-        says=("elements have not come",),
     ),
     Control(
         "what_has_not_come_is_summed",

@@ -12,12 +12,12 @@ from tdstack.stack import Request
 from tdstack.workspace import Workspace
 
 ARCHS = ("sm_89", "sm_90")
-# What dispatch chooses for SHAPE, and one of the other algorithm; both architectures have them.
+# What dispatch chooses for SHAPE, and the same of another type; both architectures have them.
 VARIANTS = (
-    "one_shot_bf16_w2_16x128x128_stages3_warps8",
     "two_shot_bf16_w4_split_64x128x64_stages3_warps4",
+    "two_shot_fp16_w4_split_64x128x64_stages3_warps4",
 )
-SHAPE = "16,8192,1024,2,sm_89"
+SHAPE = "64,8192,1024,4,sm_89"
 STOCK = Request("12.4", "stock", archs=ARCHS)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-KINDS = {"one_shot": "one_shot.py", "lamport": "lamport.py", "two_shot_split": "two_shot.py"}
+KINDS = {"one_shot": "one_shot.py", "lamport": "cells.py", "two_shot_split": "two_shot.py"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")

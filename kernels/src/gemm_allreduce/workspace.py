@@ -53,6 +53,8 @@ _OPERANDS: Final[dict[str, Operand]] = {
 _PLANS: Final = 65536
 """Shapes whose kernel and grid are remembered."""
 _INTERPRETED_ARCH: Final = "sm_90"
+_INTERPRETED_PROCESSORS: Final = 132
+"""What a rank of the interpreter tells dispatch, so that it gets the kernels of a whole GPU."""
 _INTERPRETED_CTAS: Final = 4
 
 
@@ -181,8 +183,10 @@ class Workspace:
                 raise ValueError(f"sm_margin must be from 0 to {processors - 1}, got {sm_margin}")
         else:
             self.arch = _INTERPRETED_ARCH
-            processors, sm_margin = _INTERPRETED_CTAS, 0
+            processors, sm_margin = _INTERPRETED_PROCESSORS, 0
         self._all_processors, self._processors = processors, processors - sm_margin
+        if device.type != "cuda":
+            self._processors = _INTERPRETED_CTAS
         Shape(1, 8, 8, self.transport.world_size, self.arch)
         rules()  # a file of rules that cannot be read is refused here, on all ranks
         self._spin_limit = min(int(self.time_limit_s * POLLS_PER_SECOND[device.type]), 2**31 - 1)
