@@ -221,7 +221,7 @@ class Differing(OneProcess):
 def case_ranks_of_unequal_multiprocessors_are_refused() -> None:
     """They would choose different kernels, and wait for each other."""
     options = {"max_tokens": 64, "max_features": FEATURES, "dtype": HALF}
-    words = "multiprocessors differs between ranks: [4, 66]"
+    words = "multiprocessors differs between ranks: [132, 66]"
     require(ValueError, words, lambda: Workspace(Differing(multiprocessors=66), **options))
     words = "architecture differs between ranks: ['sm_90', 'sm_80']"
     require(ValueError, words, lambda: Workspace(Differing(architecture="sm_80"), **options))
@@ -229,7 +229,7 @@ def case_ranks_of_unequal_multiprocessors_are_refused() -> None:
 
 def case_dispatch_is_told_the_multiprocessors_of_a_rank() -> None:
     """Virtual ranks share those of the GPU; what sm_margin leaves free counts as theirs."""
-    for ranks, each in ((1, 4), (2, 2), (4, 1), (8, 1)):
+    for ranks, each in ((1, 132), (2, 66), (4, 33), (8, 16)):
         shapes: list[Shape] = []
 
         def dispatch(shape: Shape, shapes: list[Shape] = shapes) -> Choice:

@@ -35,7 +35,7 @@ def test_two_ranks_sum_whatever_the_algorithm_and_whoever_multiplied(tmp_path: P
     # No launch for M 0, two for more rows than the workspace has, one for the product between.
     assert found[0]["epochs of table"] == [6]
     algorithms = {name.partition("_fp16")[0] for name in found[0]["kernels of table"]}
-    assert algorithms == {"one_shot"}
+    assert algorithms == {"lamport", "one_shot"}
     assert all("_given_" in name for name in found[0]["kernels of table"])
     for name, split in (("communication CTAs", ""), ("not fused, split", "_split")):
         assert found[0][f"kernels of {name}"] == [

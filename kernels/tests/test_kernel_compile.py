@@ -41,7 +41,6 @@ from gemm_allreduce.bundle import read_bundle
 from gemm_allreduce.cache import Cache
 from gemm_allreduce.compile import main
 from gemm_allreduce.compiler import (
-    QUICK_VARIANT,
     CompileError,
     Cubin,
     Job,
@@ -49,6 +48,7 @@ from gemm_allreduce.compiler import (
     make_cubin,
     multimem_forms,
     plan_job,
+    quick_variant,
 )
 from gemm_allreduce.dispatch import reachable_variants
 from gemm_allreduce.elf import cubin_sm
@@ -63,6 +63,9 @@ from gemm_allreduce.toolchain import (
     warnings_for,
 )
 from gemm_allreduce.variants import Variant
+
+QUICK_VARIANT = quick_variant("sm_80")
+"""Compiles for every architecture."""
 
 PTXAS = Ptxas("/somewhere/ptxas", "12.8.93", "ab" * 32)
 TRITON = Triton("3.4.0", "3.4.0", False, "cd" * 32)
@@ -188,7 +191,7 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "wanted"),
     [
         ([], lambda arch: reachable_variants(arch)),
-        (["--quick"], lambda arch: (QUICK_VARIANT,)),
+        (["--quick"], lambda arch: (quick_variant(arch),)),
         (["--variant", UNTUNED[4].name, "--variant", UNTUNED[0].name],
          lambda arch: [v for v in (UNTUNED[0], UNTUNED[4]) if v in reachable_variants(arch)]),
     ],
@@ -211,11 +214,11 @@ def test_processes_find_done_what_each_would_do(tmp_path: Path) -> None:
     # Triton hashes its library, of hundreds of megabytes, in each process that compiles.
     code = (
         "import importlib, sys\n"
-        "from gemm_allreduce.compiler import QUICK_VARIANT, plan_job, prepare\n"
+        "from gemm_allreduce.compiler import plan_job, prepare, quick_variant\n"
         "from gemm_allreduce.toolchain import compile_environment, find_ptxas, Triton\n"
         "with compile_environment():\n"
         "    triton = Triton('', '', False, '')\n"
-        "    prepare([plan_job(QUICK_VARIANT, 'sm_90', triton, find_ptxas('sm_90'))])\n"
+        "    prepare([plan_job(quick_variant('sm_80'), 'sm_90', triton, find_ptxas('sm_90'))])\n"
         "    modules = 'triton.runtime.cache', 'triton.compiler.compiler'\n"
         "    found = [getattr(importlib.import_module(m), 'triton_key', None) for m in modules]\n"
         "    assert max(f.cache_info().currsize for f in found if f) == 1\n"
@@ -278,7 +281,9 @@ def test_failing_ptxas_writes_nothing(tmp_path: Path) -> None:
         TMPDIR=str(tmp_path),
     )
     assert done.returncode == 1
-    assert f"{QUICK_VARIANT.name} for sm_90" in done.stderr and "made to fail" in done.stderr
+    assert (
+        f"{quick_variant('sm_90').name} for sm_90" in done.stderr and "made to fail" in done.stderr
+    )
     assert json.loads(done.stdout)["ok"] is False
     assert [path.name for path in tmp_path.iterdir()] == ["ptxas"]
 

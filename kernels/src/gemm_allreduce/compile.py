@@ -39,7 +39,6 @@ from typing import Any
 from .cache import Cache
 from .checks import check_cubin
 from .compiler import (
-    QUICK_VARIANT,
     CompileError,
     Cubin,
     Job,
@@ -48,6 +47,7 @@ from .compiler import (
     multimem_forms,
     plan_job,
     prepare,
+    quick_variant,
     run_job,
     without_multimem,
 )
@@ -268,7 +268,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="variant, repeatable; default: every variant that dispatch can choose",
     )
-    parser.add_argument("--quick", action="store_true", help=f"only {QUICK_VARIANT.name}")
+    parser.add_argument("--quick", action="store_true", help="only the kernel of M 16 and 8 ranks")
     parser.add_argument(
         "--multimem",
         action="store_true",
@@ -305,7 +305,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _selected(options: argparse.Namespace, arch: str) -> Sequence[Variant]:
     if options.quick:
-        return (QUICK_VARIANT,)
+        return (quick_variant(arch),)
     variants = reachable_variants(arch)
     selected = [v for v in variants if not options.variant or v.name in options.variant]
     return [*selected, *multimem_forms(selected)] if options.multimem else selected
