@@ -536,7 +536,7 @@ def test_ranks_tune_together_and_write_one_table(tmp_path: Path) -> None:
     from smoke_tests.measure.table import rules_of
 
     (rule,) = rules_of(found[0]["text"])
-    assert (rule.min_processors, rule.max_processors, rule.world_sizes) == (4, 4, (2,))
+    assert (rule.min_processors, rule.max_processors, rule.world_sizes) == (132, 132, (2,))
     assert found[0]["timed"] == 7  # the incumbent, two candidates, two early forms of each
     assert "rank 1: AssertionError" in "".join(found[0]["refused"])
 
