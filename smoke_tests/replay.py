@@ -10,7 +10,7 @@ import torch
 
 from gemm_allreduce import Workspace
 from gemm_allreduce.dispatch import Choice, Shape, choose
-from gemm_allreduce.layout import HeapLayout, ceil_div
+from gemm_allreduce.layout import ceil_div
 from gemm_allreduce.variants import Tile
 from smoke_tests.drawn import Call, Layer, Sequence
 from smoke_tests.ranks import Ranks
@@ -159,9 +159,9 @@ def _choice(shape: Shape, call: Call, ranks: Ranks) -> Choice:
         return choose(shape)
     tile = Tile(*call.tile, _BLOCK_K, 1, 4)
     choices = ranks.choices("fp16", tile, shape.operand)
-    if call.algorithm == "lamport":
-        served = HeapLayout(ranks.world_size, 1, 1).cell_tokens
-        return choices["lamport" if max(shape.tokens, tile.block_m) <= served else "one_shot"]
+    if call.algorithm == "lamport":  # absent where its rows are fewer than the tile's
+        lamport = choices.get("lamport", choices["one_shot"])
+        return lamport if shape.tokens <= ranks.most_tokens(lamport) else choices["one_shot"]
     return choices[call.algorithm]
 
 

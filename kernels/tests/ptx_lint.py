@@ -479,17 +479,12 @@ def _is_send(at: Instruction) -> bool:
     return at.op == "st.relaxed.sys.global.v2.b32"
 
 
-def pieces_of(expected: Expected) -> int:
-    """Accesses that each thread needs for a partial."""
-    return max(1, expected.tile_bytes // WIDE)
-
-
 def _cells(program: Program, expected: Expected) -> Iterator[str]:
     looks = [at for at in program.code if _is_look(at)]
     sends = [at for at in program.code if _is_send(at)]
     # Of each rank's partial, and again, to say of which rank it is that elements lack: in a loop,
     # unless the compiler unrolls that.
-    pieces, ranks = expected.cells * pieces_of(expected), expected.ranks
+    pieces, ranks = expected.cells * expected.tile_pieces, expected.ranks
     if len(looks) not in (pieces * (ranks + 1), pieces * 2 * ranks):
         yield f"{len(looks)} looks, the source has {pieces * (ranks + 1)}"
     words = expected.cells * expected.tile_bytes // 8
@@ -500,7 +495,7 @@ def _cells(program: Program, expected: Expected) -> Iterator[str]:
             yield f"cells in {origin}: {at}"
 
     emptying = [at for at in program.code if program.empties(at)]
-    stores = expected.empties * pieces_of(expected) * expected.ranks
+    stores = expected.empties * expected.tile_pieces * expected.ranks
     if len(emptying) != stores:
         yield f"{len(emptying)} stores that empty, the source has {stores}"
     for at in emptying:

@@ -116,19 +116,19 @@ def bias_and_residual_are_added_once(ranks: Ranks) -> None:
         parts = partials(x, weight, dtype)
         for now[0], choice in choices.items():
             rows = slice(min(tokens, ranks.most_tokens(choice)))
+            some, summands = x[:, rows].contiguous(), parts[:, rows]
             for extras in (
                 {"bias": bias},
                 {"residual": residual[rows]},
                 {"bias": bias, "residual": residual[rows]},
             ):
-                y = ranks.call(workspace, x[:, rows].contiguous(), weight, **extras)
-                want = sum_in_rank_order(parts[:, rows], **extras)
+                y = ranks.call(workspace, some, weight, **extras)
+                want = sum_in_rank_order(summands, **extras)
                 ranks.require_equal(y, want, f"{now[0]} {sorted(extras)}")
             if not ranks.virtual:
                 changed = residual[rows].clone()
-                own = x[:, rows].contiguous()
-                ranks.call(workspace, own, weight, residual=changed, out=changed[None])
-                want = sum_in_rank_order(parts[:, rows], residual=residual[rows])
+                ranks.call(workspace, some, weight, residual=changed, out=changed[None])
+                want = sum_in_rank_order(summands, residual=residual[rows])
                 require_equal(changed, want, "in place")
 
 

@@ -8,8 +8,8 @@ peer's heap. All parts start at a multiple of PAGE bytes. From the start of the 
     scratch         DESCRIPTOR_BYTES a CTA         what describes x and weight to bulk copies
     partial flags   int32 [max_tiles, W]     (unit // W, source rank): that partial is in my heap
     result flags    int32 [max_tiles * W]    (unit): that result is in my heap
-    slots           dtype [2, W, small area]       one-shot: every rank's partials; at the end of
-                    each, cells: Lamport's         each, [cell area], Lamport's, or EMPTY
+    slots           dtype [2, W, small area]       one-shot: every rank's partials
+      cells         dtype [cell area]              end of each slot; Lamport: a partial, or EMPTY
     receive         dtype [W, owned area]          two-shot: partials of the units that I own
     result          dtype [large area]             two-shot: finished units
 

@@ -181,12 +181,10 @@ class Workspace:
             processors = properties.multi_processor_count
             if not 0 <= sm_margin < processors:
                 raise ValueError(f"sm_margin must be from 0 to {processors - 1}, got {sm_margin}")
+            self._all_processors, self._processors = processors, processors - sm_margin
         else:
             self.arch = _INTERPRETED_ARCH
-            processors, sm_margin = _INTERPRETED_PROCESSORS, 0
-        self._all_processors, self._processors = processors, processors - sm_margin
-        if device.type != "cuda":
-            self._processors = _INTERPRETED_CTAS
+            self._all_processors, self._processors = _INTERPRETED_PROCESSORS, _INTERPRETED_CTAS
         Shape(1, 8, 8, self.transport.world_size, self.arch)
         rules()  # a file of rules that cannot be read is refused here, on all ranks
         self._spin_limit = min(int(self.time_limit_s * POLLS_PER_SECOND[device.type]), 2**31 - 1)
