@@ -21,7 +21,7 @@ _KEYS: Final = {"device", "measure", "unit", "labels", "low", "high", "source"}
 
 
 class BandError(ValueError):
-    """Bands that cannot be read, or that contradict each other."""
+    """Bands that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -70,29 +70,19 @@ def read_bands(path: Path = BANDS) -> tuple[BandRule, ...]:
     return tuple(_rule(entry, f"{path.name}, band {number}") for number, entry in entries)
 
 
-def find_band(measure: Measure, device: str, rules: Iterable[BandRule]) -> BandRule | None:
-    """Return the rule for a measure: of those that fit, the one that names most labels. Pure.
-
-    Raises: BandError when two that name as many disagree.
-    """
-    fitting = [rule for rule in rules if rule.fits(measure, device)]
-    if not fitting:
-        return None
-    most = max(len(rule.labels) for rule in fitting)
-    best, *others = [rule for rule in fitting if len(rule.labels) == most]
-    for other in others:
-        if (other.low, other.high) != (best.low, best.high):
-            raise BandError(f"two bands for {describe(measure)} on {device}: {best}, {other}")
-    return best
-
-
 def judge(measure: Measure, device: str, rules: Iterable[BandRule]) -> Measure:
     """Return the measure with the band that the rules have for it, or without one. Pure.
 
-    Raises: BandError as find_band.
+    Of the rules that fit, those that name most labels count: all of them, whichever file they are
+    from. Total, as the number in hand may be the end of an hour's run.
     """
-    rule = find_band(measure, device, rules)
-    return dataclasses.replace(measure, band=(rule.low, rule.high) if rule else None)
+    fitting = [rule for rule in rules if rule.fits(measure, device)]
+    most = max((len(rule.labels) for rule in fitting), default=0)
+    counting = [rule for rule in fitting if len(rule.labels) == most]
+    lows = [rule.low for rule in counting if rule.low is not None]
+    highs = [rule.high for rule in counting if rule.high is not None]
+    band = (max(lows, default=None), min(highs, default=None)) if counting else None
+    return dataclasses.replace(measure, band=band)
 
 
 def describe(measure: Measure) -> str:

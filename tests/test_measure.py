@@ -405,11 +405,42 @@ def test_bands_come_from_whole_real_runs_only() -> None:
             bands_of(bad, "x")
 
 
-def test_the_shipped_bands_can_be_read_and_name_data_that_is_there() -> None:
-    from smoke_tests.bands import read_bands
+def test_of_two_runs_on_one_type_of_gpu_the_slower_makes_the_bands() -> None:
+    import dataclasses
 
-    for rule in read_bands():
-        assert (ROOT / "docs" / "data" / rule.source.partition(",")[0]).is_file(), rule
+    from smoke_tests.measure.make_bands import text_of
+
+    fast = _result()
+    slow = dataclasses.replace(
+        fast, measures=tuple(dataclasses.replace(m, value=m.value * 0.9) for m in fast.measures)
+    )
+    both = text_of({"fast.jsonl": fast, "slow.jsonl": slow})
+    assert both == text_of({"slow.jsonl": slow, "fast.jsonl": fast})
+    assert both == text_of({"slow.jsonl": slow})
+
+
+def test_the_shipped_bands_are_those_of_their_sources() -> None:
+    from smoke_tests.bands import BANDS, read_bands
+    from smoke_tests.measure.make_bands import text_of
+    from smoke_tests.records import read
+
+    names = dict.fromkeys(rule.source.partition(",")[0] for rule in read_bands())
+    made = text_of({name: read(ROOT / "docs" / "data" / name) for name in names})
+    assert made == BANDS.read_text(), "run the command in the head of the file"
+
+
+def test_every_recorded_run_can_be_judged() -> None:
+    from smoke_tests.bands import judge, read_bands
+    from smoke_tests.records import read
+
+    rules, judged = read_bands(), 0
+    for path in (ROOT / "docs" / "data").glob("measure-*.jsonl"):
+        result = read(path)
+        (device,) = set(result.run.machine["devices"])
+        outcomes = [judge(measure, device, rules).outcome for measure in result.measures]
+        judged += len(outcomes) - outcomes.count("unjudged")
+        assert "failed" not in outcomes, path
+    assert judged > 100
 
 
 # ---------------------------------------------------------------------- invoke bench --fused

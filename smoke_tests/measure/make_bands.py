@@ -1,14 +1,15 @@
-"""Bands from a recorded run: python -m smoke_tests.measure.make_bands docs/data/FILE.jsonl
+"""The bands of recorded runs: python -m smoke_tests.measure.make_bands FILE... > bands.toml
 
-Prints entries for bands.toml. Medians of one run on one machine say what is usual, not what is
-tolerable: a band allows MARGIN less. Speed-ups are not above any limit, nor rates.
+Medians of one run on one machine say what is usual, not what is tolerable: a band allows MARGIN
+less. Speed-ups are not above any limit, nor rates. Of several runs on one type of GPU the lowest
+number counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,19 @@ from smoke_tests.bands import BandRule
 from smoke_tests.records import Label, Measure, Result, read
 
 MARGIN: Final = 0.15
+HEADER: Final = """\
+# Limits that measures must keep, by type of GPU. Read by bands.py; docs/smoke-report.md says how.
+#
+#   device    pattern of the GPU's name, as torch gives it
+#   measure   name, and `unit`, as in the records
+#   labels    that the measure must have; a list is one of several values
+#   low, high the limits; one of them may be absent
+#   source    file in docs/data that the numbers are from, its date, and the margin
+#
+# Only from measured data, and made from the files that are named as sources:
+# `python -m smoke_tests.measure.make_bands FILE... > smoke_tests/bands.toml`. A measure that no
+# entry fits is unjudged. Of the entries that fit, those with most labels count.
+"""
 RATES: Final = ("copy bandwidth", "matmul rate", "p2p bandwidth")
 """One limit for all: a slow pair of GPUs, or a slow rank, must not pass because it always was."""
 RATIOS: Final = ("fused/serial",)
@@ -60,6 +74,17 @@ def _ratios(measures: Sequence[Measure], device: str, source: str) -> Iterator[B
             )
 
 
+def lowest(rules: Iterable[BandRule]) -> list[BandRule]:
+    """Return the rules with one for each device, measure and labels: the one that allows most."""
+    found: dict[tuple[object, ...], BandRule] = {}
+    for rule in rules:
+        key = rule.device, rule.measure, rule.unit, *sorted(rule.labels.items())
+        before = found.setdefault(key, rule)
+        if (rule.low or 0) < (before.low or 0):
+            found[key] = rule
+    return list(found.values())
+
+
 def _below(value: float) -> float:
     return float(f"{value * (1 - MARGIN):.3g}")
 
@@ -87,17 +112,31 @@ def _toml(value: object) -> str:
     return str(value)
 
 
+def text_of(results: Mapping[str, Result]) -> str:
+    """Return bands.toml for runs, by the names of their files, in whatever order. Pure.
+
+    Raises: ValueError as bands_of, naming the file.
+    """
+    rules: list[BandRule] = []
+    for source, result in sorted(results.items()):
+        try:
+            rules += bands_of(result, source)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+    return "\n".join((HEADER, *map(entry_of, lowest(rules))))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the entries; 1 for a run that gives none."""
+    """Print the file; 1 for a run that gives none."""
     parser = argparse.ArgumentParser(prog="python -m smoke_tests.measure.make_bands")
-    parser.add_argument("file", type=Path)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     given = parser.parse_args(arguments)
     try:
-        rules = bands_of(read(given.file), given.file.name)
-    except ValueError as error:
-        print(f"{given.file}: {error}", file=sys.stderr)
+        text = text_of({path.name: read(path) for path in given.files})
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
         return 1
-    print("\n".join(entry_of(rule) for rule in rules), end="")
+    print(text, end="")
     return 0
 
 
