@@ -131,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m smoke_tests.measure.make_bands")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     given = parser.parse_args(arguments)
+    if len({path.name for path in given.files}) < len(given.files):
+        parser.error("two files of one name: a source would not tell which of them it is")
     try:
         text = text_of({path.name: read(path) for path in given.files})
     except (OSError, ValueError) as error:
