@@ -6,6 +6,7 @@ import base64
 import contextlib
 import csv
 import hashlib
+import importlib.util
 import io
 import re
 import signal
@@ -39,6 +40,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 ROOT = Path(__file__).resolve().parent.parent
 ZIP_TIME = (2024, 1, 1, 0, 0, 0)
 
+needs_torch = pytest.mark.skipif(
+    any(not importlib.util.find_spec(name) for name in ("torch", "triton", "numpy")),
+    reason="needs torch, Triton and numpy",
+)
+"""For tests that run the kernels, or what measures them."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option, unless kernels/tests, which also run alone, were there first."""
@@ -70,6 +77,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def root() -> Path:
     """Return the checkout's root."""
     return ROOT
+
+
+@pytest.fixture
+def kernels_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test import the kernels' package, which is not installed here."""
+    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "src"))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,18 +15,11 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.skipif(
-    any(not importlib.util.find_spec(name) for name in ("torch", "triton", "numpy")),
-    reason="needs torch, Triton and numpy",
-)
+from tests.conftest import ROOT, needs_torch
+
+pytestmark = [needs_torch, pytest.mark.usefixtures("kernels_on_the_path")]
 M = (16, 64, 256, 1024, 8192)
 LAYERS = [(64, 16), (128, 16)]
-
-
-@pytest.fixture(autouse=True)
-def _kernels_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "src"))
 
 
 def shape(m: int, w: int = 8, arch: str = "sm_90", n: int = 8192, k: int = 1024) -> Any:

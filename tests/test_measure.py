@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,17 +11,10 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.skipif(
-    any(not importlib.util.find_spec(name) for name in ("torch", "triton", "numpy")),
-    reason="needs torch, Triton and numpy",
-)
+from tests.conftest import ROOT, needs_torch
+
+pytestmark = [needs_torch, pytest.mark.usefixtures("kernels_on_the_path")]
 SOURCES = os.pathsep.join((str(ROOT / "kernels" / "src"), str(ROOT)))
-
-
-@pytest.fixture(autouse=True)
-def _kernels_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "src"))
 
 
 def test_shapes_are_those_of_the_models() -> None:

@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import ROOT
-
 if TYPE_CHECKING:
     from gemm_allreduce.variants import Variant
     from smoke_tests.ranks import Ranks
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
-
-
-@pytest.fixture(autouse=True)
-def _kernels_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "src"))
+pytestmark = pytest.mark.usefixtures("kernels_on_the_path")
 
 
 def test_kernels_compiled_ahead_are_in_tritons_cache(

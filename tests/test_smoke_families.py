@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.skipif(
-    any(not importlib.util.find_spec(name) for name in ("torch", "triton", "numpy")),
-    reason="needs torch, Triton and numpy",
-)
+from tests.conftest import needs_torch
 
-
-@pytest.fixture(autouse=True)
-def _kernels_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "src"))
+pytestmark = [needs_torch, pytest.mark.usefixtures("kernels_on_the_path")]
 
 
 def _asked_for(families: list[dict[str, Any]], world_size: int = 4) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import threading
 from collections.abc import Callable
 from enum import Enum
@@ -14,17 +13,9 @@ from typing import Any
 import pytest
 
 from smoke_tests.layers import CHECKS, LAYERS, Layer, Seen, diagnose, layer_of, suspects
+from tests.conftest import needs_torch
 
-ROOT = Path(__file__).resolve().parent.parent
-needs_torch = pytest.mark.skipif(
-    any(not importlib.util.find_spec(name) for name in ("torch", "numpy", "triton")),
-    reason="needs torch, Triton and numpy",
-)
-
-
-@pytest.fixture(autouse=True)
-def _kernels_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "src"))
+pytestmark = pytest.mark.usefixtures("kernels_on_the_path")
 
 
 def _run(*failing: str, details: dict[str, str] | None = None) -> list[Seen]:

@@ -16,8 +16,8 @@ KINDS = {"one_shot": "one_shot.py", "lamport": "cells.py", "two_shot_split": "tw
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
-def test_every_stall_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "src"))
+@pytest.mark.usefixtures("kernels_on_the_path")
+def test_every_stall_is_compiled(tmp_path: Path) -> None:
     from smoke_tests.controls import CONTROLS, NEVER_HELD, altered_sources
 
     stalled = [c for c in CONTROLS if any(str(NEVER_HELD) in new for _, _, new in c.edits)]
